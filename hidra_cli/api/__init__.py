@@ -1,0 +1,60 @@
+"""What a plugin author sees: the `Backbone`, `Head` and `Dataset` contracts and their check.
+
+A plugin is a class behind an entry point (`hidra.backbones`, `hidra.heads`, `hidra.datasets`)
+that declares `api_version = 1`. Its options are the keyword-only arguments of its `__init__`;
+`typing.Annotated[int, "what it means"]` gives an option its help text.
+
+The names are loaded when first used, so that a dataset plugin does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+API_VERSION = 1
+
+if TYPE_CHECKING:
+    from hidra_cli.api.checks import check_backbone, check_dataset, check_head
+    from hidra_cli.api.data import ArchiveMember, Dataset, ImageClass, ImageRef, Split
+    from hidra_cli.api.models import Backbone, FastWeights, Head, NormFactory
+    from hidra_cli.errors import DataError, UsageError
+
+_HOME = {
+    "ArchiveMember": "hidra_cli.api.data",
+    "Backbone": "hidra_cli.api.models",
+    "DataError": "hidra_cli.errors",
+    "Dataset": "hidra_cli.api.data",
+    "FastWeights": "hidra_cli.api.models",
+    "Head": "hidra_cli.api.models",
+    "ImageClass": "hidra_cli.api.data",
+    "ImageRef": "hidra_cli.api.data",
+    "NormFactory": "hidra_cli.api.models",
+    "Split": "hidra_cli.api.data",
+    "UsageError": "hidra_cli.errors",
+    "check_backbone": "hidra_cli.api.checks",
+    "check_dataset": "hidra_cli.api.checks",
+    "check_head": "hidra_cli.api.checks",
+}
+
+__all__ = [
+    "API_VERSION",
+    "ArchiveMember",
+    "Backbone",
+    "DataError",
+    "Dataset",
+    "FastWeights",
+    "Head",
+    "ImageClass",
+    "ImageRef",
+    "NormFactory",
+    "Split",
+    "UsageError",
+    "check_backbone",
+    "check_dataset",
+    "check_head",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,139 @@
+"""Contract checks that plugin authors call in their own tests.
+
+    from hidra_cli.api import check_head
+    def test_contract():
+        check_head(MyHead)
+
+Each raises `AssertionError` with what is wrong, in the words of the contract.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hidra_cli.api.data import SPLITS, Dataset
+
+if TYPE_CHECKING:
+    from hidra_cli.api.models import Backbone, Head
+
+_FEATURES, _MAX_WAYS, _SHOTS = 6, 4, 2
+
+
+def check_head(head: type[Head], **options: Any) -> None:
+    """Check a head's shapes, randomness and differentiability at every number of ways it serves."""
+    import torch
+
+    _check_version(head)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = head(_FEATURES, _MAX_WAYS, **options).double()
+        ways_to_try = (2, _MAX_WAYS, _MAX_WAYS + 3) if head.any_ways else (_MAX_WAYS,)
+        for ways in ways_to_try:
+            _check_task(built, ways)
+    for ways in ways_to_try:
+        built.before_outer_step(min(ways, _MAX_WAYS))
+        built.after_outer_step(min(ways, _MAX_WAYS))
+
+
+def _check_task(head: Head, ways: int) -> None:
+    import torch
+
+    labels = torch.arange(ways).repeat_interleave(_SHOTS)
+    features = torch.randn(len(labels), _FEATURES, dtype=torch.float64)
+    given = features if head.needs_support else None
+
+    def start() -> dict[str, torch.Tensor]:
+        return head.initialize(ways, given, labels, torch.Generator().manual_seed(7))
+
+    before = torch.random.get_rng_state()
+    weights, again = start(), start()
+    name = type(head).__name__
+    assert torch.equal(before, torch.random.get_rng_state()), (
+        f"{name}.initialize draws from torch's global stream; use the generator it is given"
+    )
+    assert weights, f"{name}.initialize returns no weights: nothing could adapt"
+    for key, value in weights.items():
+        assert isinstance(value, torch.Tensor), f"fast weight '{key}' of {name} is not a tensor"
+        assert value.dtype == torch.float64, f"fast weight '{key}' ignores the module's dtype"
+        assert value.requires_grad, f"fast weight '{key}' of {name} cannot be differentiated by"
+        assert torch.equal(value, again[key]), f"{name}.initialize differs for one generator state"
+    logits = head.logits(weights, features)
+    assert logits.shape == (len(labels), ways), (
+        f"{name}.logits has shape {tuple(logits.shape)}, not (n, N) = {(len(labels), ways)}"
+    )
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+    assert all(torch.isfinite(g).all() for g in gradients), f"{name} has non-finite gradients"
+    if head.identical_neurons:
+        row = logits.detach()
+        assert torch.allclose(row, row[:, :1].expand_as(row), atol=1e-12), (
+            f"{name} declares identical_neurons, but its starting logits differ between classes"
+        )
+
+
+def check_backbone(
+    backbone: type[Backbone], image_shape: tuple[int, int, int] = (1, 28, 28), **options: Any
+) -> None:
+    """Check a backbone's output shape, its use of `norm`, and that calls leave no trace."""
+    import torch
+    from torch import nn
+
+    _check_version(backbone)
+    made: list[int] = []
+
+    def norm(channels: int) -> nn.Module:
+        made.append(channels)
+        return nn.GroupNorm(1, channels)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = backbone(image_shape, norm, **options)
+        images = torch.rand(3, *image_shape)
+    name = backbone.__name__
+    assert made, f"{name} never calls norm(channels): the run's normalization would have no effect"
+    before = {key: value.clone() for key, value in built.state_dict().items()}
+    features = built(images)
+    assert features.shape == (3, built.features), (
+        f"{name} gives shape {tuple(features.shape)}, not (n, F) = {(3, built.features)}"
+    )
+    for key, value in built.state_dict().items():
+        assert torch.equal(value, before[key]), f"{name}.forward changes its own '{key}'"
+    other = {key: value.detach() * 0.5 for key, value in built.named_parameters()}
+    moved = torch.func.functional_call(built, other, (images,))
+    assert moved.shape == features.shape, f"{name} cannot be called with other weights"
+
+
+def check_dataset(
+    dataset: type[Dataset], source: Path | None, downloads: Path, **options: Any
+) -> None:
+    """Check a dataset's description, class names, splits and images."""
+    from hidra_cli.store.decode import decode_image
+
+    _check_version(dataset)
+    name = dataset.__name__
+    assert getattr(dataset, "title", ""), f"{name} has no title"
+    built = dataset(source, **options)  # type: ignore[call-arg]
+    channels, height, width = built.image_shape
+    assert channels in (1, 3), f"{name}: images have 1 or 3 channels, not {channels}"
+    assert min(height, width) >= 1, f"{name}: image_shape {built.image_shape} is empty"
+    classes = list(built.classes(downloads))
+    assert classes, f"{name} yields no class"
+    names = [c.name for c in classes]
+    assert len(set(names)) == len(names), f"{name} yields a class name twice"
+    assert [c.name for c in built.classes(downloads)] == names, f"{name}: the order changes"
+    for image_class in classes:
+        assert image_class.split in SPLITS, f"{image_class.name}: unknown split"
+        assert len(image_class.images) > 0, f"{image_class.name} has no image"
+    pickle.loads(pickle.dumps(classes[0]))
+    first = next(iter(classes[0].images))
+    assert decode_image(first, built.image_shape).shape == built.image_shape
+
+
+def _check_version(component: type[Any]) -> None:
+    from hidra_cli.api import API_VERSION
+
+    assert getattr(component, "api_version", None) == API_VERSION, (
+        f"{component.__name__} must declare api_version = {API_VERSION}"
+    )

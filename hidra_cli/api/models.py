@@ -1,0 +1,95 @@
+"""The backbone and head contracts.
+
+Shapes: n images, C channels, H × W pixels, F features, N ways.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+FastWeights = dict[str, Tensor]
+NormFactory = Callable[[int], nn.Module]
+
+
+class Backbone(nn.Module, ABC):
+    """Hidden layers: images (n, C, H, W) → features (n, F).
+
+    Built as `Backbone(image_shape, norm, **options)`. `norm(channels)` makes the normalization
+    layer the run asks for (a setting of the run, not of the backbone): use it in place of
+    `nn.BatchNorm2d`. The engine calls the module functionally, with other weights than its own
+    (`torch.func.functional_call`), so `forward` must not change any parameter or buffer.
+    Raise `ValueError` for a bad option value or an image too small.
+
+    Attributes:
+        api_version: the `API_VERSION` the plugin was written for.
+        features: F, set by `__init__`.
+    """
+
+    api_version: ClassVar[int]
+    features: int
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W), float in [0, 1], → features (n, F)."""
+
+
+class Head(nn.Module, ABC):
+    """An output layer: how its weights start in a new task, and how they give logits.
+
+    Built as `Head(features, max_ways, **options)`: F and the largest number of ways among the
+    training tasks. Its parameters are meta-parameters: the outer loop trains them. The weights
+    that adapt within one task are what `initialize` returns. Written for one task; the engine
+    runs it over many.
+
+    Class attributes:
+        api_version: the `API_VERSION` the plugin was written for.
+        any_ways: one meta-trained head serves any number of ways; else only `max_ways`.
+        needs_support: `initialize` reads the support features.
+        identical_neurons: every task starts from N identical output neurons whose logits are
+            w·z + b. Under softmax the first inner step then has no gradient for the backbone.
+    """
+
+    api_version: ClassVar[int]
+    any_ways: ClassVar[bool] = True
+    needs_support: ClassVar[bool] = False
+    identical_neurons: ClassVar[bool] = False
+
+    def __init__(self, features: int, max_ways: int) -> None:
+        super().__init__()
+        self.features = features
+        self.max_ways = max_ways
+
+    @abstractmethod
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        """One task's starting weights, differentiable in the meta-parameters.
+
+        Args:
+            ways: N.
+            support_features: (n, F), given only where `needs_support` is True.
+            support_labels: (n,), integers in 0..N−1.
+            generator: on the CPU, keyed by the episode; the only allowed source of randomness.
+
+        Returns:
+            Named tensors, on the head's device, that the inner loop adapts.
+        """
+
+    @abstractmethod
+    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
+        """Features (n, F) → logits (n, N)."""
+
+    def before_outer_step(self, ways: int) -> None:
+        """Called once per outer step before the tasks, with the ways of the meta-batch."""
+
+    def after_outer_step(self, ways: int) -> None:
+        """Called once per outer step after the optimizer, with the ways of the meta-batch."""

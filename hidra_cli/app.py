@@ -1,0 +1,77 @@
+"""The `hidra` command: what is installed as the console script."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from hidra_cli import __version__
+from hidra_cli.commands import adapt, evaluate, info, meta_train, plugins, prepare
+from hidra_cli.errors import EXIT_FAILED, HidraError
+
+app = typer.Typer(
+    name="hidra",
+    help="Few-shot image classification with any number of classes.",
+    epilog="Start with `hidra meta-train`: it needs no data and ends in under five minutes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("prepare")(prepare.prepare)
+app.command("meta-train")(meta_train.meta_train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("adapt")(adapt.adapt)
+app.add_typer(plugins.app, name="plugins")
+app.command("info")(info.info)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hidra {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Few-shot image classification with any number of classes."""
+
+
+def main() -> None:
+    """Run the command line; every failure ends in a message and an exit code."""
+    debug = "--debug" in sys.argv or bool(os.environ.get("HIDRA_DEBUG"))
+    try:
+        app()
+    except HidraError as exc:
+        _fail(str(exc), exc.code, debug)
+    except KeyboardInterrupt:
+        _fail("error: interrupted", 130, debug)
+    except BrokenPipeError:
+        # The reader of stdout went away (`| head`): nothing to tell anyone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except Exception as exc:
+        _fail(
+            f"error: {type(exc).__name__}: {exc}\nwhy: this is a fault of hidra or of a plugin\n"
+            "fix: run again with --debug and report the traceback",
+            EXIT_FAILED,
+            debug,
+        )
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

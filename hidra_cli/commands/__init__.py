@@ -1,0 +1,1 @@
+"""One file per command, thin: read flags, call a job, show its result."""

@@ -1,0 +1,97 @@
+"""Flags that several commands share, and the two steps they begin with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hidra_cli.components import DatasetChoice
+    from hidra_cli.console import Console
+    from hidra_cli.settings import DatasetSettings
+    from hidra_cli.store.reader import PreparedImages
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and results.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(help="Where prepared images are kept. [HIDRA_CACHE_DIR, ~/.cache/hidra]"),
+]
+RunsDir = Annotated[Path | None, typer.Option(help="Where runs are kept. [HIDRA_RUNS_DIR, ./runs]")]
+Source = Annotated[
+    str | None, typer.Option(help="Folder or archive that holds the images of the dataset.")
+]
+DataOpt = Annotated[
+    list[str] | None,
+    typer.Option(help="Option of the dataset, name=value; may be repeated.", metavar="NAME=VALUE"),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … [auto]")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the result files.")]
+
+
+def make_console(json_output: bool, quiet: bool, verbose: bool) -> Console:
+    from hidra_cli.console import Console
+
+    return Console(json_output=json_output, verbosity=-1 if quiet else int(verbose))
+
+
+def runs_dir_of(chosen: Path | None) -> Path:
+    """`--runs-dir` > HIDRA_RUNS_DIR > ./runs."""
+    return chosen or Path(os.environ.get("HIDRA_RUNS_DIR") or "runs")
+
+
+def store_path(choice: DatasetChoice, cache_dir: Path | None) -> Path:
+    """Where the prepared file of a dataset is, or would be."""
+    from hidra_cli.store.paths import cache_dir as resolve_cache
+
+    return resolve_cache(cache_dir) / "stores" / choice.key.file_name
+
+
+def prepare_images(
+    choice: DatasetChoice,
+    cache_dir: Path | None,
+    console: Console,
+    *,
+    force: bool = False,
+    workers: int | None = None,
+) -> bool:
+    """Write the prepared file of a dataset unless it exists; whether it was written now."""
+    from hidra_cli.store.build import prepare
+    from hidra_cli.store.paths import cache_dir as resolve_cache
+
+    path = store_path(choice, cache_dir)
+    if path.exists() and not force:
+        return False
+    console.note(f"preparing {choice.plugin.name} …")
+    with console.progress(f"preparing {choice.plugin.name}") as advance:
+        return prepare(
+            choice.dataset,
+            choice.key,
+            path,
+            version=choice.plugin.version,
+            source=choice.source,
+            downloads=resolve_cache(cache_dir) / "downloads",
+            progress=advance,
+            force=force,
+            workers=workers,
+        )
+
+
+def open_images(
+    settings: DatasetSettings, cache_dir: Path | None, console: Console
+) -> PreparedImages:
+    """The prepared images of a dataset; an embedded one is prepared when it is not there yet."""
+    from hidra_cli.components import choose_dataset
+    from hidra_cli.store.reader import open_store
+
+    choice = choose_dataset(settings)
+    if choice.dataset.embedded:
+        prepare_images(choice, cache_dir, console)
+    images = open_store(store_path(choice, cache_dir), choice.plugin.name)
+    console.detail(f"images: {images.path} ({images.content_hash[:12]})")
+    return images

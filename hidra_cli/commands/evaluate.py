@@ -1,0 +1,264 @@
+"""`hidra evaluate`: meta-trained models on fixed test episodes, at any ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hidra_cli.commands import common
+
+if TYPE_CHECKING:
+    from hidra_cli.console import Console
+    from hidra_cli.evaluation import Cell, Contender, TrainedModel
+
+
+def evaluate(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Run directories or checkpoints. [the latest run]", show_default=False),
+    ] = None,
+    ways: Annotated[
+        str | None, typer.Option(help="Classes per task: 5, 2-20 or 2,5. [2,5,10,20]")
+    ] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Support images per class. [as trained]")
+    ] = None,
+    queries: Annotated[int, typer.Option(help="Query images per class.", min=1)] = 15,
+    episodes: Annotated[int, typer.Option(help="Episodes per number of ways.", min=2)] = 600,
+    steps: Annotated[int | None, typer.Option(help="Inner steps. [as trained]", min=0)] = None,
+    split: Annotated[
+        Literal["train", "val", "test"], typer.Option(help="Classes to take episodes from.")
+    ] = "test",
+    dataset: Annotated[
+        str | None, typer.Option(help="Another dataset than the first run's.")
+    ] = None,
+    source: common.Source = None,
+    data_opt: common.DataOpt = None,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="Also the nearest neighbour on raw pixels.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the episodes.", min=0)] = 0,
+    device: common.Device = None,
+    out: common.Out = None,
+    runs_dir: common.RunsDir = None,
+    cache_dir: common.CacheDir = None,
+    json_output: common.Json = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+) -> None:
+    """Evaluate one model, or compare several on the same episodes.
+
+    Writes result.json and accuracy.png, by default into RUN/evaluations/.
+
+    Examples:
+
+      hidra evaluate runs/my-run --ways 2,5,10,20 --shots 1,5
+
+      hidra evaluate runs/hidra runs/maml --ways 5 --pixels
+
+      hidra evaluate runs/my-run --dataset omniglot --ways 5
+    """
+    from hidra_cli.engine.devices import resolve_device
+    from hidra_cli.episodes import EpisodeSampler
+    from hidra_cli.evaluation import NearestPixels, compare, evaluate_cell, load_model
+    from hidra_cli.runs import environment, latest_run
+    from hidra_cli.settings import DatasetSettings, parse_assignments
+
+    console = common.make_console(json_output, quiet, verbose)
+    where = resolve_device(device or "auto")
+    chosen = runs or [latest_run(common.runs_dir_of(runs_dir))]
+    models = [load_model(path, where, steps=steps) for path in chosen]
+    settings = models[0].settings.dataset
+    if dataset is not None:
+        options = parse_assignments(data_opt or [], "--data-opt")
+        settings = DatasetSettings(name=dataset, source=source, options=options)
+    images = common.open_images(settings, cache_dir, console)
+    table = images.table(split)
+    shot_list = _numbers("--shots", shots) or min(m.settings.tasks.shots for m in models)
+    way_list = _numbers("--ways", ways) or _usual_ways(models, len(table.names))
+    shot_list = shot_list if isinstance(shot_list, tuple) else (shot_list,)
+    sampler = EpisodeSampler(table, way_list, shot_list, queries, seed)
+    contenders: list[Contender] = [*_distinct(models), *([NearestPixels()] if pixels else [])]
+    plan = _plan(contenders, way_list, images.image_shape, console)
+    for model in models:
+        if dataset is None and model.meta["dataset_hash"] != images.content_hash:
+            console.warn(f"{model.name} was trained on other data than {images.path}")
+
+    cells: list[Cell] = []
+    for contender, n in plan:
+        for k in shot_list:
+            with console.progress(f"{contender.name}, {n} ways, {k} shots", episodes) as advance:
+                cells.append(
+                    evaluate_cell(
+                        contender,
+                        images,
+                        sampler,
+                        ways=n,
+                        shots=k,
+                        episodes=episodes,
+                        device=where,
+                        advance=advance,
+                    )
+                )
+    result = {
+        "format_version": 1,
+        "dataset": images.dataset,
+        "dataset_hash": images.content_hash,
+        "split": split,
+        "seed": seed,
+        "queries": queries,
+        "models": [
+            {
+                "name": m.name,
+                "checkpoint": str(m.path),
+                "iteration": m.meta["iteration"],
+                "steps": m.steps,
+                "seed": m.settings.run.seed,
+                "settings": m.meta["settings"],
+            }
+            for m in models
+        ],
+        "results": [cell.to_json() for cell in cells],
+        "comparisons": compare(cells),
+        "environment": environment(where, models[0].meta["plugins"]),
+    }
+    folder = _write(out, chosen[0], models[0], cells, result)
+    _show(cells, result, console)
+    console.print(f"written: {folder / 'result.json'}, {folder / 'accuracy.png'}")
+    console.result(result | {"folder": str(folder)})
+
+
+def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    from hidra_cli.errors import UsageError
+    from hidra_cli.settings import parse_numbers
+
+    try:
+        return None if text is None else parse_numbers(text)
+    except ValueError as exc:
+        raise UsageError(
+            f"{flag} {text} cannot be used",
+            why=str(exc),
+            fix=f"{flag} 5, {flag} 2-20 or {flag} 2,5",
+        ) from exc
+
+
+def _usual_ways(models: list[TrainedModel], classes: int) -> tuple[int, ...]:
+    """2, 5, 10 and 20 as far as the split goes, and every fixed model's own."""
+    own = {m.max_ways for m in models if not m.learner.head.any_ways}
+    usual = {2, 5, 10, 20} if any(m.learner.head.any_ways for m in models) else set()
+    return tuple(sorted({n for n in usual if n <= classes} | own))
+
+
+def _distinct(models: list[TrainedModel]) -> list[TrainedModel]:
+    """The models, with names that tell them apart."""
+    from dataclasses import replace
+
+    names = [model.name for model in models]
+    return [
+        replace(model, name=f"{model.name} #{index + 1}") if names.count(model.name) > 1 else model
+        for index, model in enumerate(models)
+    ]
+
+
+def _plan(
+    contenders: list[Contender],
+    ways: tuple[int, ...],
+    image_shape: tuple[int, int, int],
+    console: Console,
+) -> list[tuple[Contender, int]]:
+    """Who is evaluated at which ways. In company, a fixed-way model does just what it can."""
+    from hidra_cli.errors import UsageError
+
+    plan: list[tuple[Contender, int]] = []
+    for contender in contenders:
+        refusal: UsageError | None = None
+        able = []
+        for n in ways:
+            try:
+                contender.check((n,), image_shape)
+                able.append((contender, n))
+            except UsageError as exc:
+                refusal = exc
+        if refusal is not None and (len(contenders) == 1 or not able):
+            raise refusal
+        if refusal is not None:
+            console.note(f"{contender.name}: only at {', '.join(str(n) for _, n in able)} ways")
+        plan += able
+    return plan
+
+
+def _write(
+    out: Path | None, chosen: Path, model: TrainedModel, cells: list[Cell], result: dict[str, Any]
+) -> Path:
+    from datetime import datetime
+
+    from hidra_cli.picture import accuracy_over_ways
+    from hidra_cli.runs import write_atomically, write_json
+    from hidra_cli.store.build import writing_to
+
+    home = chosen if chosen.is_dir() else model.path.parent
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{result['dataset']}-{result['split']}"
+    folder = out or home / "evaluations" / name
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    title = (
+        f"{result['dataset']}, {result['split']} split, {cells[0].to_json()['episodes']} episodes"
+    )
+    write_atomically(folder / "accuracy.png", accuracy_over_ways(cells, title))
+    write_json(folder / "result.json", result)
+    return folder
+
+
+def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
+    from hidra_cli.evaluation import percent
+
+    rows = [cell.to_json() for cell in cells]
+    most_steps = max(len(row["per_step"]) for row in rows)
+    console.table(
+        f"Accuracy (%) on {result['dataset']}, {result['split']} split, "
+        f"{rows[0]['episodes']} episodes, {result['queries']} queries per class",
+        [
+            "model",
+            "normalization",
+            "ways",
+            "shots",
+            *(f"after {s}" for s in range(most_steps - 1)),
+            "accuracy",
+        ],
+        [
+            [
+                row["model"],
+                row["normalization"],
+                str(row["ways"]),
+                str(row["shots"]),
+                *_earlier_steps(row, most_steps),
+                percent(row["accuracy"], row["interval"]),
+            ]
+            for row in rows
+        ],
+        left=2,
+    )
+    if result["comparisons"]:
+        console.table(
+            "Paired differences on the same episodes (percentage points)",
+            ["model", "minus", "ways", "shots", "difference"],
+            [
+                [
+                    c["model"],
+                    c["minus"],
+                    str(c["ways"]),
+                    str(c["shots"]),
+                    percent(c["difference"], c["interval"]),
+                ]
+                for c in result["comparisons"]
+            ],
+            left=2,
+        )
+
+
+def _earlier_steps(row: dict[str, Any], most: int) -> list[str]:
+    earlier = [f"{100 * step['accuracy']:.2f}" for step in row["per_step"][:-1]]
+    return earlier + ["–"] * (most - 1 - len(earlier))

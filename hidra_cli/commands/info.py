@@ -1,0 +1,65 @@
+"""`hidra info`: versions, devices and places, as a bug report needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hidra_cli.commands import common
+
+
+def info(
+    cache_dir: common.CacheDir = None,
+    runs_dir: common.RunsDir = None,
+    json_output: common.Json = False,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Show versions, devices, caches and prepared datasets."""
+    import torch
+
+    from hidra_cli.errors import DataError
+    from hidra_cli.runs import environment, latest_run
+    from hidra_cli.store.paths import cache_dir as resolve_cache
+
+    console = common.make_console(json_output, quiet, verbose=False)
+    cache = resolve_cache(cache_dir)
+    runs = common.runs_dir_of(runs_dir)
+    try:
+        latest = str(latest_run(runs))
+    except DataError:
+        latest = ""
+    facts = environment(torch.device("cpu"), {})
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    stores = sorted((cache / "stores").glob("*.h5"))
+    rows = [
+        ["hidra-cli", facts["hidra-cli"]],
+        ["python", facts["python"]],
+        *([name, version] for name, version in facts["packages"].items()),
+        ["platform", facts["platform"]],
+        ["processor", f"{facts['processor']}, {facts['cores']} cores"],
+        ["CUDA devices", ", ".join(cuda) or "none"],
+        ["cache", str(cache)],
+        ["runs", str(runs)],
+        ["latest run", latest or "none"],
+        *(["prepared", f"{path.name} ({_megabytes(path)})"] for path in stores),
+    ]
+    console.table("hidra", ["what", "value"], rows, left=2)
+    console.result(
+        {
+            "hidra-cli": facts["hidra-cli"],
+            "python": facts["python"],
+            "packages": facts["packages"],
+            "platform": facts["platform"],
+            "processor": facts["processor"],
+            "cores": facts["cores"],
+            "cuda": cuda,
+            "cache": str(cache),
+            "runs": str(runs),
+            "latest_run": latest or None,
+            "prepared": [str(path) for path in stores],
+        }
+    )
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"

@@ -1,0 +1,296 @@
+"""`hidra meta-train`: tasks → a meta-trained model, tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hidra_cli.commands import common
+
+if TYPE_CHECKING:
+    from hidra_cli.console import Console
+    from hidra_cli.runs import RunDir
+    from hidra_cli.settings import Resolved, Settings
+    from hidra_cli.store.reader import PreparedImages
+    from hidra_cli.training import MetaTrainer
+
+# Where each flag goes; the panels of --help follow the sections.
+_FLAGS = {
+    "dataset": "dataset.name",
+    "source": "dataset.source",
+    "ways": "tasks.ways",
+    "shots": "tasks.shots",
+    "queries": "tasks.queries",
+    "backbone": "model.backbone",
+    "head": "model.head",
+    "normalization": "model.normalization",
+    "steps": "inner.steps",
+    "test_steps": "inner.test_steps",
+    "inner_lr": "inner.inner_lr",
+    "head_lr": "inner.head_lr",
+    "adapt": "inner.adapt",
+    "order": "inner.order",
+    "iterations": "outer.iterations",
+    "meta_batch": "outer.meta_batch",
+    "outer_lr": "outer.outer_lr",
+    "clip": "outer.clip",
+    "validate_every": "outer.validate_every",
+    "validation_episodes": "outer.validation_episodes",
+    "test_episodes": "outer.test_episodes",
+    "seed": "run.seed",
+    "device": "run.device",
+    "precision": "run.precision",
+}
+_OPTION_FLAGS = {
+    "data_opt": ("dataset.options", "--data-opt"),
+    "bb_opt": ("model.backbone_options", "--bb-opt"),
+    "head_opt": ("model.head_options", "--head-opt"),
+}
+TABLE_WAYS = (2, 5, 10, 20)
+
+
+def _option(section: str, text: str, **more: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=section, show_default=False, **more)
+
+
+def meta_train(
+    dataset: Annotated[str | None, _option("Dataset", "Name of a dataset. [glyphs]")] = None,
+    source: common.Source = None,
+    data_opt: common.DataOpt = None,
+    ways: Annotated[
+        str | None, _option("Tasks", "Classes per task: 5, 2-20 or 2,5. [2-20]")
+    ] = None,
+    shots: Annotated[str | None, _option("Tasks", "Support images per class. [1]")] = None,
+    queries: Annotated[str | None, _option("Tasks", "Query images per class. [5]")] = None,
+    backbone: Annotated[str | None, _option("Model", "Name of a backbone. [conv4]")] = None,
+    bb_opt: Annotated[
+        list[str] | None, _option("Model", "Option of the backbone.", metavar="NAME=VALUE")
+    ] = None,
+    head: Annotated[str | None, _option("Model", "Name of a head. [hidra]")] = None,
+    head_opt: Annotated[
+        list[str] | None, _option("Model", "Option of the head.", metavar="NAME=VALUE")
+    ] = None,
+    normalization: Annotated[
+        str | None, _option("Model", "support, transductive or none. [support]")
+    ] = None,
+    steps: Annotated[
+        str | None, _option("Inner loop", "Gradient steps on the support set.")
+    ] = None,
+    test_steps: Annotated[
+        str | None, _option("Inner loop", "Steps at validation and test. [as --steps]")
+    ] = None,
+    inner_lr: Annotated[str | None, _option("Inner loop", "Rate of the inner steps. [0.4]")] = None,
+    head_lr: Annotated[
+        str | None, _option("Inner loop", "by-ways (rate × N/5) or fixed. [by-ways]")
+    ] = None,
+    adapt: Annotated[str | None, _option("Inner loop", "all, head or body. [all]")] = None,
+    order: Annotated[str | None, _option("Inner loop", "Meta-gradient order, 1 or 2. [2]")] = None,
+    iterations: Annotated[str | None, _option("Outer loop", "Outer steps.")] = None,
+    meta_batch: Annotated[str | None, _option("Outer loop", "Tasks per outer step. [4]")] = None,
+    outer_lr: Annotated[str | None, _option("Outer loop", "Adam's rate. [0.001]")] = None,
+    clip: Annotated[
+        str | None, _option("Outer loop", "Largest norm of each gradient tensor, 0 for none. [10]")
+    ] = None,
+    validate_every: Annotated[
+        str | None, _option("Outer loop", "Outer steps between validations.")
+    ] = None,
+    validation_episodes: Annotated[
+        str | None, _option("Outer loop", "Fixed validation episodes.")
+    ] = None,
+    test_episodes: Annotated[
+        str | None, _option("Outer loop", "Episodes of the final test table, 0 for none. [600]")
+    ] = None,
+    seed: Annotated[str | None, _option("Run", "One seed for all random streams. [0]")] = None,
+    device: common.Device = None,
+    precision: Annotated[str | None, _option("Run", "float32 or bfloat16. [float32]")] = None,
+    config: Annotated[Path | None, _option("Run", "TOML file of settings.")] = None,
+    preset: Annotated[str | None, _option("Run", "Settings that ship with hidra.")] = None,
+    name: Annotated[str | None, _option("Run", "Name of the run directory.")] = None,
+    runs_dir: common.RunsDir = None,
+    cache_dir: common.CacheDir = None,
+    dry_run: Annotated[
+        bool, _option("Run", "Check everything, take one outer step, write nothing.")
+    ] = False,
+    print_config: Annotated[
+        bool, _option("Run", "Show each setting, its value and where it came from, and stop.")
+    ] = False,
+    json_output: common.Json = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+) -> None:
+    """Meta-train a model and test it.
+
+    With no flags: the embedded glyphs, a Conv4 and a HIDRA head, 2 to 20 ways.
+
+    Examples:
+
+      hidra meta-train
+
+      hidra meta-train --dataset omniglot --head maml --ways 5 --iterations 1000
+
+    Next: hidra evaluate RUN --ways 2,5,10,20
+    """
+    given = dict(locals())
+    from hidra_cli.settings import parse_assignments, resolve
+
+    console = common.make_console(json_output, quiet, verbose)
+    flags = {key: given[flag] for flag, key in _FLAGS.items() if given[flag] is not None}
+    for flag, (key, spelled) in _OPTION_FLAGS.items():
+        if given[flag]:
+            flags[key] = parse_assignments(given[flag], spelled)
+    resolved = resolve(flags, config=config, preset=preset)
+    if print_config:
+        _print_config(resolved, console)
+        return
+    _train(resolved.settings, runs_dir, name, cache_dir, dry_run, console)
+
+
+def _print_config(resolved: Resolved, console: Console) -> None:
+    rows = resolved.rows()
+    console.table("Settings", ["setting", "value", "from"], [list(row) for row in rows], left=3)
+    console.result({key: {"value": value, "from": origin} for key, value, origin in rows})
+
+
+def _train(
+    settings: Settings,
+    runs_dir: Path | None,
+    name: str | None,
+    cache_dir: Path | None,
+    dry_run: bool,
+    console: Console,
+) -> None:
+    from hidra_cli.components import check_head_can
+    from hidra_cli.engine.devices import resolve_device
+    from hidra_cli.training import MetaTrainer
+
+    check_head_can(settings, settings.tasks.ways)
+    device = resolve_device(settings.run.device)
+    images = common.open_images(settings.dataset, cache_dir, console)
+    trainer = MetaTrainer(settings, images, device)
+    if dry_run:
+        _dry_run(trainer, console)
+        return
+    _train_and_test(settings, images, trainer, common.runs_dir_of(runs_dir), name, console)
+
+
+def _train_and_test(
+    settings: Settings,
+    images: PreparedImages,
+    trainer: MetaTrainer,
+    runs_dir: Path,
+    name: str | None,
+    console: Console,
+) -> None:
+    from hidra_cli.runs import create_run, environment, write_atomically, write_json
+
+    run = create_run(runs_dir, name, settings)
+    write_atomically(run.path / "config.toml", settings.to_toml().encode())
+    facts = environment(trainer.device, trainer.plugins)
+    facts["dataset"] = dict(images.attributes)
+    write_json(run.path / "environment.json", facts)
+    if trainer.validation_ways != settings.tasks.ways:
+        console.note(
+            f"the validation split has fewer classes than --ways asks for: "
+            f"validating at up to {max(trainer.validation_ways)} ways"
+        )
+    console.note(f"run {run.path}")
+    with console.progress("meta-training", settings.outer.iterations) as advance:
+        trained = trainer.run(run, advance)
+    result: dict[str, Any] = {
+        "format_version": 1,
+        "run": str(run.path),
+        "iterations": settings.outer.iterations,
+        "tasks_per_second": round(trained.tasks_per_second, 2),
+        "best_validation": vars(trained.best),
+        "test": _test(run, images, settings, trainer, console),
+        "environment": facts,
+    }
+    write_json(run.result, result)
+    console.print(f"{trained.tasks_per_second:.1f} tasks/s; best checkpoint: {run.best}")
+    console.note(f"next: hidra evaluate {run.path} --ways 2,5,10,20   or   hidra adapt --ways 7")
+    console.result(result)
+
+
+def _test(
+    run: RunDir,
+    images: PreparedImages,
+    settings: Settings,
+    trainer: MetaTrainer,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Test the best checkpoint over ways: the table that ends a run."""
+    from hidra_cli.episodes import EpisodeSampler
+    from hidra_cli.evaluation import evaluate_cell, load_model, percent
+
+    episodes = settings.outer.test_episodes
+    if not episodes:
+        return []
+    table, shots = images.table("test"), min(settings.tasks.shots)
+    model = load_model(run.path, trainer.device)
+    wanted = TABLE_WAYS if model.learner.head.any_ways else settings.tasks.ways
+    ways = [n for n in wanted if n <= len(table.names)]
+    if not ways:
+        console.warn(f"the test split of {table.dataset} has too few classes for a test table")
+        return []
+    sampler = EpisodeSampler(table, ways, (shots,), settings.tasks.queries, settings.run.seed)
+    cells = []
+    for n in ways:
+        with console.progress(f"testing {n} ways", episodes) as advance:
+            cells.append(
+                evaluate_cell(
+                    model,
+                    images,
+                    sampler,
+                    ways=n,
+                    shots=shots,
+                    episodes=episodes,
+                    device=trainer.device,
+                    every_step=False,
+                    advance=advance,
+                ).to_json()
+            )
+    console.table(
+        f"Test accuracy of {settings.model.head} on {table.dataset}, {shots}-shot, "
+        f"{episodes} episodes, {settings.model.normalization} normalization",
+        ["ways", "accuracy, %", "chance, %"],
+        [
+            [str(c["ways"]), percent(c["accuracy"], c["interval"]), f"{100 / c['ways']:.1f}"]
+            for c in cells
+        ],
+    )
+    return cells
+
+
+def _dry_run(trainer: MetaTrainer, console: Console) -> None:
+    """One outer step: parameters, memory and speed."""
+    import resource
+    import time
+
+    import torch
+
+    trainer.step()  # the first step pays for warming up
+    begun = time.monotonic()
+    outcome, ways, shots, _ = trainer.step()
+    rate = trainer.settings.outer.meta_batch / (time.monotonic() - begun)
+    count = sum(p.numel() for p in trainer.learner.parameters())
+    if trainer.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(trainer.device) / 1e6
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    console.print("everything fits: plugins, data and every episode were checked")
+    console.print(f"meta-parameters  {count:,}")
+    console.print(f"peak memory      {memory:,.0f} MB ({trainer.device})")
+    console.print(f"speed            {rate:.1f} tasks/s at {ways} ways, {shots} shots")
+    console.result(
+        {
+            "meta_parameters": count,
+            "peak_memory_mb": round(memory),
+            "tasks_per_second": round(rate, 2),
+            "ways": ways,
+            "shots": shots,
+            "loss": outcome.loss,
+        }
+    )

@@ -1,0 +1,188 @@
+"""Settings → the dataset plugin and the learner they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hidra_cli import registry
+from hidra_cli.api.data import Dataset
+from hidra_cli.errors import DataError, HidraError, PluginError, UsageError
+from hidra_cli.settings import DatasetSettings, ModelSettings, Settings, plugin_options
+from hidra_cli.store.paths import StoreKey
+
+if TYPE_CHECKING:
+    from hidra_cli.engine.learner import Learner
+
+
+@dataclass(frozen=True)
+class DatasetChoice:
+    """A dataset plugin, built with its options, and the key of its prepared file."""
+
+    plugin: registry.Plugin
+    dataset: Dataset
+    key: StoreKey
+    source: Path | None
+
+
+def choose_dataset(settings: DatasetSettings) -> DatasetChoice:
+    """Resolve and build the dataset plugin. Imports no torch.
+
+    Raises:
+        UsageError: unknown plugin, option or value.
+        DataError: the source does not exist.
+        PluginError: the plugin fails.
+    """
+    plugin = registry.find("dataset", settings.name)
+    component = registry.load(plugin)
+    values = plugin_options(plugin.label, registry.options(component), settings.options)
+    source = _existing(settings.source)
+    dataset: Dataset = build(plugin, component, source, **values)
+    all_values = {o.name: values.get(o.name, o.default) for o in registry.options(component)}
+    identity = str(source.resolve()) if source and component.source_is_identity else None
+    key = StoreKey(
+        plugin.name,
+        plugin.distribution,
+        all_values,
+        dataset.image_shape,
+        dataset.invert,
+        identity,
+    )
+    return DatasetChoice(plugin, dataset, key, source)
+
+
+def build_learner(
+    model: ModelSettings,
+    image_shape: tuple[int, int, int],
+    max_ways: int,
+    *,
+    seed: int,
+    precision: str = "float32",
+) -> Learner:
+    """Resolve and build backbone and head on the CPU, each from its own stream of the seed.
+
+    Two heads with one seed therefore start from the same backbone.
+
+    Raises:
+        UsageError: unknown plugin, option or value.
+        PluginError: a plugin fails or breaks its contract.
+    """
+    import torch
+
+    from hidra_cli.engine.learner import Learner
+    from hidra_cli.engine.normalization import norm_factory
+    from hidra_cli.episodes import stream_key
+
+    factory, episode = norm_factory(model.normalization)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_key(seed, "backbone"))
+        plugin, component, options = _chosen("backbone", model.backbone, model.backbone_options)
+        backbone = build(plugin, component, image_shape, factory, **options)
+        torch.manual_seed(stream_key(seed, "head"))
+        plugin, component, options = _chosen("head", model.head, model.head_options)
+        head = build(plugin, component, backbone.features, max_ways, **options)
+    return Learner(backbone, head, episode, model.normalization, precision)  # type: ignore[arg-type]
+
+
+def build(plugin: registry.Plugin, component: type[Any], *args: Any, **options: Any) -> Any:
+    """Construct a plugin's class, telling a refused value from a fault of the plugin.
+
+    Raises:
+        UsageError: the plugin refused a value (it raised ValueError).
+        PluginError: it raised anything else.
+    """
+    try:
+        return component(*args, **options)
+    except HidraError:
+        raise
+    except ValueError as exc:
+        raise UsageError(
+            f"{plugin.label} refuses its options",
+            why=str(exc),
+            fix=f"hidra plugins show {plugin.kind}:{plugin.name}",
+        ) from exc
+    except Exception as exc:
+        raise PluginError(
+            f"{plugin.label} could not be built",
+            why=f"{type(exc).__name__}: {exc}",
+            fix=registry.blame(plugin),
+        ) from exc
+
+
+def check_head_can(settings: Settings, ways: tuple[int, ...]) -> None:
+    """Refuse a fixed-way head for several numbers of ways, and a setting that cannot learn.
+
+    Raises:
+        UsageError: says which heads can.
+    """
+    plugin = registry.find("head", settings.model.head)
+    head = registry.load(plugin)
+    if not head.any_ways and len(ways) > 1:
+        raise fixed_ways_error(settings.model.head, ways, None)
+    if settings.inner.adapt == "body" and head.identical_neurons:
+        raise UsageError(
+            f"the head '{plugin.name}' cannot learn a task when only the body adapts",
+            why="its neurons are identical, and stay so: every class keeps the same logit",
+            fix="--adapt all or --adapt head",
+        )
+
+
+def fixed_ways_error(head: str, ways: tuple[int, ...], trained: int | None) -> UsageError:
+    """The head serves one number of ways only; names those that serve any."""
+    able = [p.name for p in registry.plugins("head") if _loads(p) and registry.load(p).any_ways]
+    at = f" ({trained})" if trained else ""
+    return UsageError(
+        f"the head '{head}' serves only the number of ways it was trained for{at}",
+        why="asked for " + ", ".join(map(str, ways)) + " ways",
+        fix=f"--ways {trained or ways[-1]}, or a head that serves any number of ways: "
+        + ", ".join(able),
+    )
+
+
+def used_plugins(settings: Settings) -> dict[str, dict[str, str]]:
+    """Distribution and version behind each plugin of a run, as recorded in its files."""
+    chosen: Mapping[registry.Kind, str] = {
+        "backbone": settings.model.backbone,
+        "head": settings.model.head,
+        "dataset": settings.dataset.name,
+    }
+    found: dict[str, dict[str, str]] = {}
+    for kind, name in chosen.items():
+        plugin = registry.find(kind, name)
+        found[kind] = {
+            "name": plugin.name,
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+        }
+    return found
+
+
+def _loads(plugin: registry.Plugin) -> bool:
+    try:
+        registry.load(plugin)
+    except PluginError:
+        return False
+    return True
+
+
+def _chosen(
+    kind: registry.Kind, name: str, given: Mapping[str, Any]
+) -> tuple[registry.Plugin, type[Any], dict[str, Any]]:
+    plugin = registry.find(kind, name)
+    component = registry.load(plugin)
+    return plugin, component, plugin_options(plugin.label, registry.options(component), given)
+
+
+def _existing(source: str | None) -> Path | None:
+    if source is None:
+        return None
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"the source {source} does not exist",
+            why="it is neither a folder nor a file",
+            fix="give --source the folder or archive that holds the images",
+        )
+    return path

@@ -1,0 +1,127 @@
+"""What people see: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+
+class Advance(Protocol):
+    """Called with how many are done, a short remark, and the total where it was not known."""
+
+    def __call__(self, done: int, remark: str = "", *, total: int | None = None) -> None: ...
+
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Console:
+    """One command's output.
+
+    Args:
+        json_output: stdout carries exactly one JSON object, no tables.
+        verbosity: −1 quiet (errors and results only), 0 normal, 1 verbose.
+    """
+
+    def __init__(self, *, json_output: bool = False, verbosity: int = 0) -> None:
+        self.json_output = json_output
+        self.verbosity = verbosity
+        self._out = RichConsole(highlight=False)
+        self._err = RichConsole(stderr=True, highlight=False)
+        if not self._out.is_terminal:
+            self._out.width = max(self._out.width, 120)
+
+    def note(self, text: str) -> None:
+        """A line about what is going on."""
+        if self.verbosity >= 0:
+            self._err.print(escape(text), soft_wrap=True)
+
+    def detail(self, text: str) -> None:
+        """A line for `-v` only."""
+        if self.verbosity >= 1:
+            self._err.print(escape(text), style="dim", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A line that is never left out."""
+        self._err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+
+    def print(self, text: str) -> None:
+        """A line of the result; left out where JSON was asked for."""
+        if not self.json_output:
+            self._out.print(escape(text), soft_wrap=True)
+
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
+    ) -> None:
+        """A table of the result; the first `left` columns are text, the others numbers."""
+        if self.json_output:
+            return
+        table = Table(title=escape(title), title_justify="left", title_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(escape(column), justify="left" if index < left else "right")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        self._out.print(table)
+
+    def result(self, result: Any) -> None:
+        """The result as one JSON object, where JSON was asked for."""
+        if self.json_output:
+            sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+    @contextmanager
+    def progress(self, what: str, total: int | None = None) -> Iterator[Advance]:
+        """Progress with ETA: a bar on a terminal, a plain line every few seconds elsewhere."""
+        if self._err.is_terminal and self.verbosity >= 0:
+            with self._bar() as bar:
+                task = bar.add_task(escape(what), total=total, remark="")
+
+                def advance(done: int, remark: str = "", *, total: int | None = None) -> None:
+                    bar.update(task, completed=done, total=total, remark=escape(remark))
+
+                yield advance
+        else:
+            yield _plain_lines(self, what, total)
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}"),
+            console=self._err,
+            transient=True,
+        )
+
+
+def _plain_lines(console: Console, what: str, whole: int | None) -> Advance:
+    start = last = time.monotonic()
+
+    def advance(done: int, remark: str = "", *, total: int | None = None) -> None:
+        nonlocal last
+        now, goal = time.monotonic(), total or whole or done
+        if now - last < _SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        left = (now - start) / max(done, 1) * (goal - done)
+        console.note(f"{what}: {done}/{goal}, {left:.0f} s left{', ' if remark else ''}{remark}")
+
+    return advance

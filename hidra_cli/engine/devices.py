@@ -1,0 +1,56 @@
+"""Choosing a device, and telling a full one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hidra_cli.errors import DeviceError
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" (CUDA where there is one, else the CPU) or a torch device name.
+
+    Raises:
+        DeviceError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        raise DeviceError(
+            f"the device '{name}' cannot be used",
+            why=str(exc).split("\n")[0],
+            fix="--device cpu, or --device auto to take what there is",
+        ) from exc
+    return device
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Tell an exhausted device or host memory with the settings that help.
+
+    Raises:
+        DeviceError: in place of torch's out-of-memory error.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as exc:
+        raise _out_of_memory(exc) from exc
+    except RuntimeError as exc:
+        if "can't allocate memory" not in str(exc):
+            raise
+        raise _out_of_memory(exc) from exc
+
+
+def _out_of_memory(exc: BaseException) -> DeviceError:
+    return DeviceError(
+        "out of memory",
+        why=str(exc).split("\n")[0] or "the host has no memory left",
+        fix="--order 1 or fewer --steps (memory grows with steps only at order 2), "
+        "or lower --ways, --queries or --bb-opt filters=…",
+    )

@@ -1,0 +1,151 @@
+"""The inner loop (Finn et al. 2017, algorithm 1; HIDRA, arXiv 1910.12749) and its gradient.
+
+This is the readable specification: one task at a time, plain autograd.
+
+    φ_0 = (θ, N copies of the master neuron)
+    φ_{i+1} = φ_i − α ∇ L(φ_i; support)
+    minimize over θ and the master:  L(φ_S; query)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hidra_cli.api import FastWeights
+from hidra_cli.engine.learner import Learner, Weights
+from hidra_cli.episodes import Task, TaskBatch
+
+# The number of ways at which a rate scaled by the ways equals the rate as given.
+REFERENCE_WAYS = 5
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """How a task is learned.
+
+    Attributes:
+        steps: gradient steps on the support set.
+        inner_lr: α.
+        head_lr: "by-ways" multiplies the head's α by N/5, because its gradient shrinks like 1/N.
+        adapt: which part moves.
+        order: 2 differentiates through the inner gradients, 1 takes them as constants.
+        skip_zeros: leave out the first step's backbone gradient where it is exactly zero
+            (identical neurons under softmax); the result is the same.
+    """
+
+    steps: int
+    inner_lr: float
+    head_lr: Literal["by-ways", "fixed"] = "by-ways"
+    adapt: Literal["all", "head", "body"] = "all"
+    order: Literal[1, 2] = 2
+    skip_zeros: bool = True
+
+    def rates(self, ways: int) -> tuple[float, float]:
+        """(α of the body, α of the head) for tasks of N ways."""
+        scale = ways / REFERENCE_WAYS if self.head_lr == "by-ways" else 1.0
+        return self.inner_lr, self.inner_lr * scale
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Query results of T tasks, means over all their queries.
+
+    Attributes:
+        loss: mean query cross-entropy, in nats.
+        accuracy: in 0..1.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def adapt(
+    learner: Learner, task: Task, inner: InnerLoop, *, meta: bool, steps: int | None = None
+) -> Iterator[Weights]:
+    """Yield the task's weights φ_0, φ_1, …, φ_S.
+
+    Args:
+        learner: holds the meta-parameters.
+        task: its support set is learned.
+        inner: how.
+        meta: keep φ differentiable in the meta-parameters; else memory stays flat in S.
+        steps: S, instead of `inner.steps`.
+    """
+    weights = learner.initial_weights(task)
+    if not meta:
+        weights = weights.detached()
+    yield weights
+    for step in range(inner.steps if steps is None else steps):
+        with torch.enable_grad():
+            loss = F.cross_entropy(learner.support_logits(weights, task), task.support_labels)
+            weights = _descend(learner, weights, loss, inner, task.ways, step, meta)
+        yield weights
+
+
+def _descend(
+    learner: Learner,
+    weights: Weights,
+    loss: Tensor,
+    inner: InnerLoop,
+    ways: int,
+    step: int,
+    meta: bool,
+) -> Weights:
+    """One step of gradient descent: φ − α ∇ loss, for the part that adapts."""
+    # With identical neurons the first step has no gradient for the backbone: exact, no shortcut.
+    body_is_still = inner.skip_zeros and step == 0 and learner.head.identical_neurons
+    body = {} if inner.adapt == "head" or body_is_still else weights.body
+    head = {} if inner.adapt == "body" else weights.head
+    moving = [*body.values(), *head.values()]
+    weights = weights.renewed()  # what stays still must be a tensor of its own in the next step
+    if not moving:
+        return weights
+    gradients = torch.autograd.grad(loss, moving, create_graph=meta and inner.order == 2)
+    body_lr, head_lr = inner.rates(ways)
+    moved = Weights(
+        weights.body | _minus(body, gradients[: len(body)], body_lr),
+        weights.head | _minus(head, gradients[len(body) :], head_lr),
+    )
+    return moved if meta else moved.detached()
+
+
+def _minus(weights: FastWeights, gradients: tuple[Tensor, ...], rate: float) -> FastWeights:
+    return {
+        name: value - rate * gradient
+        for (name, value), gradient in zip(weights.items(), gradients, strict=True)
+    }
+
+
+def meta_gradient(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> Outcome:
+    """Add the gradient of the mean query loss over T tasks to the meta-parameters' `.grad`.
+
+    The graph of a task is freed before the next begins, so memory does not grow with T.
+    """
+    losses, accuracies = [], []
+    for index in range(len(batch)):
+        task = batch.task(index)
+        *_, adapted = adapt(learner, task, inner, meta=True)
+        logits = learner.query_logits(adapted, task)
+        loss = F.cross_entropy(logits, task.query_labels)
+        (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.item())
+        accuracies.append(accuracy(logits, task.query_labels))
+    return Outcome(fmean(losses), fmean(accuracies))
+
+
+@torch.no_grad()
+def query_accuracy(learner: Learner, weights: Weights, task: Task) -> float:
+    """Share of the queries labelled right, in 0..1."""
+    return accuracy(learner.query_logits(weights, task), task.query_labels)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of rows of (n, N) whose largest logit is the label's, in 0..1."""
+    return (logits.argmax(1) == labels).double().mean().item()

@@ -1,0 +1,116 @@
+"""Backbone + head as one function of fast weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hidra_cli.api import Backbone, FastWeights, Head
+from hidra_cli.engine.normalization import Episode, Mode
+from hidra_cli.episodes import Task
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One task's weights at one moment: of the backbone (body) and of the head, by name."""
+
+    body: FastWeights
+    head: FastWeights
+
+    def detached(self) -> Weights:
+        """The same values, cut from their history, ready to be differentiated by."""
+        return Weights(_leaves(self.body), _leaves(self.head))
+
+    def renewed(self) -> Weights:
+        """The same values as new tensors of the graph.
+
+        A gradient with respect to them is partial: it leaves out that other weights may have been
+        computed from the same meta-parameters.
+        """
+        return Weights(_aliases(self.body), _aliases(self.head))
+
+
+class Learner(nn.Module):
+    """A backbone and a head whose parameters are the meta-parameters.
+
+    Args:
+        backbone: images (n, C, H, W) → features (n, F).
+        head: features → logits, and the starting weights of a task.
+        episode: the state that the backbone's normalization layers share.
+        normalization: the mode those layers were built for.
+        precision: "bfloat16" runs forward passes under autocast; weights stay float32.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        episode: Episode,
+        normalization: Mode,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.episode = episode
+        self.normalization = normalization
+        self.precision = precision
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def initial_weights(self, task: Task) -> Weights:
+        """Where the task starts: the backbone's own weights, and the head's for N ways."""
+        body: FastWeights = dict(self.backbone.named_parameters())
+        features = None
+        if self.head.needs_support:
+            features = self.features(body, task.support_images)
+        head = self.head.initialize(task.ways, features, task.support_labels, task.generator())
+        return Weights(body, head).renewed()
+
+    def features(
+        self, body: Mapping[str, Tensor], images: Tensor, reference_rows: int | None = None
+    ) -> Tensor:
+        """Images (n, C, H, W) → features (n, F), with statistics from the leading rows."""
+        with self.episode.reference(reference_rows), self._autocast():
+            features: Tensor = functional_call(self.backbone, dict(body), (images,))
+        return features
+
+    def support_logits(self, weights: Weights, task: Task) -> Tensor:
+        """Logits (N·K, N) of the support images."""
+        return self._logits(weights, self.features(weights.body, task.support_images))
+
+    def query_logits(self, weights: Weights, task: Task) -> Tensor:
+        """Logits (N·Q, N) of the query images, normalized as the run says."""
+        if self.normalization != "support":
+            return self._logits(weights, self.features(weights.body, task.query_images))
+        rows = len(task.support_images)
+        images = torch.cat([task.support_images, task.query_images])
+        return self._logits(weights, self.features(weights.body, images, rows)[rows:])
+
+    def _logits(self, weights: Weights, features: Tensor) -> Tensor:
+        with self._autocast():
+            logits = self.head.logits(weights.head, features)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def _aliases(weights: FastWeights) -> FastWeights:
+    return {name: value.view_as(value) for name, value in weights.items()}
+
+
+def _leaves(weights: FastWeights) -> FastWeights:
+    return {name: value.detach().requires_grad_() for name, value in weights.items()}

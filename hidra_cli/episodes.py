@@ -1,0 +1,219 @@
+"""Tasks: counter-based sampling of support and query images, the same on every machine.
+
+Shapes: T tasks, N ways, K shots, Q queries per class, C channels, H × W pixels. Support and
+query images are ordered by class, and labels are 0..N−1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.store.reader import ClassTable, Int64, PreparedImages
+
+
+def stream_key(seed: int, *names: str | int) -> int:
+    """A 64-bit key for one independent random stream of a run's seed."""
+    text = "/".join(str(part) for part in ("hidra", seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def torch_generator(seed: int, *names: str | int) -> torch.Generator:
+    """A CPU generator for one independent random stream of a run's seed."""
+    return torch.Generator().manual_seed(stream_key(seed, *names))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled images of T tasks: images (T, n, C, H, W) in [0, 1], labels (T, n)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: images (n, C, H, W), labels (n,), and its key in the random stream."""
+
+    support_images: Tensor
+    support_labels: Tensor
+    query_images: Tensor
+    query_labels: Tensor
+    ways: int
+    generator_key: int
+
+    def generator(self) -> torch.Generator:
+        """Fresh randomness for a head, the same whenever this task is seen."""
+        return torch.Generator().manual_seed(self.generator_key)
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """T tasks of the same ways and shots, as tensors on one device."""
+
+    support: Examples
+    query: Examples
+    ways: int
+    shots: int
+    generator_keys: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.generator_keys)
+
+    def task(self, index: int) -> Task:
+        return Task(
+            self.support.images[index],
+            self.support.labels[index],
+            self.query.images[index],
+            self.query.labels[index],
+            self.ways,
+            self.generator_keys[index],
+        )
+
+
+@dataclass(frozen=True)
+class EpisodeIndices:
+    """Where the images of T episodes are in the prepared file.
+
+    Attributes:
+        classes: (T, N) rows of the class table.
+        support: (T, N·K) image indices.
+        query: (T, N·Q) image indices.
+    """
+
+    classes: Int64
+    support: Int64
+    query: Int64
+    generator_keys: tuple[int, ...]
+
+
+class EpisodeSampler:
+    """Episodes of one split, keyed by (seed, split, episode index).
+
+    The same key gives the same episode whatever the device, the batch size or the number of
+    processes. With more ways, an episode keeps its first classes and adds others.
+
+    Args:
+        table: the classes of the split.
+        ways: the numbers of ways that occur.
+        shots: the numbers of support images per class that occur.
+        queries: query images per class.
+        seed: of the run.
+
+    Raises:
+        UsageError: a number of ways is below two.
+        DataError: the split has too few classes, or a class too few images.
+    """
+
+    def __init__(
+        self,
+        table: ClassTable,
+        ways: Sequence[int],
+        shots: Sequence[int],
+        queries: int,
+        seed: int,
+    ) -> None:
+        check_feasible(table, ways, shots, queries)
+        self.table = table
+        self.ways = tuple(ways)
+        self.shots = tuple(shots)
+        self.queries = queries
+        self.seed = seed
+        self._key = stream_key(seed, "episodes", table.split)
+        self._shape_key = stream_key(seed, "shapes", table.split)
+
+    def shape(self, meta_batch: int) -> tuple[int, int]:
+        """(ways, shots) of a meta-batch, uniform over those that occur."""
+        raw = _draw(self._shape_key, meta_batch, 2)
+        return self.ways[int(raw[0] % len(self.ways))], self.shots[int(raw[1] % len(self.shots))]
+
+    def indices(self, episodes: Sequence[int], ways: int, shots: int) -> EpisodeIndices:
+        """Choose classes and images for some episodes, given by their indices in the stream."""
+        needed = shots + self.queries
+        most = int(self.table.counts.max())
+        classes_in_split = len(self.table.names)
+        raw = np.stack([_draw(self._key, e, classes_in_split + ways * most) for e in episodes])
+        # The smallest random keys win: a uniform choice without replacement.
+        classes = np.argsort(raw[:, :classes_in_split], axis=1)[:, :ways]
+        keys = raw[:, classes_in_split:].reshape(len(episodes), ways, most)
+        beyond = np.arange(most) >= self.table.counts[classes][..., None]
+        keys = np.where(beyond, np.iinfo(np.uint64).max, keys)
+        best = np.argpartition(keys, needed - 1, axis=2)[..., :needed]
+        order = np.argsort(np.take_along_axis(keys, best, axis=2), axis=2)
+        chosen = np.take_along_axis(best, order, axis=2) + self.table.first[classes][..., None]
+        return EpisodeIndices(
+            classes,
+            chosen[..., :shots].reshape(len(episodes), -1),
+            chosen[..., shots:].reshape(len(episodes), -1),
+            tuple(stream_key(self.seed, "head", self.table.split, e) for e in episodes),
+        )
+
+    def batch(
+        self,
+        images: PreparedImages,
+        episodes: Sequence[int],
+        ways: int,
+        shots: int,
+        device: torch.device,
+    ) -> TaskBatch:
+        """The images of some episodes, as tensors on `device`."""
+        chosen = self.indices(episodes, ways, shots)
+        return TaskBatch(
+            _examples(images, chosen.support, ways, device),
+            _examples(images, chosen.query, ways, device),
+            ways,
+            shots,
+            chosen.generator_keys,
+        )
+
+
+def check_feasible(
+    table: ClassTable, ways: Sequence[int], shots: Sequence[int], queries: int
+) -> None:
+    """Check that every episode that can be asked for can be drawn.
+
+    Raises:
+        UsageError: a number of ways is below two.
+        DataError: names the split or class, what it has and what is needed.
+    """
+    if min(ways) < 2:
+        raise UsageError(
+            "a task needs at least 2 ways",
+            why=f"--ways includes {min(ways)}",
+            fix="--ways 2 or more",
+        )
+    if max(ways) > len(table.names):
+        raise DataError(
+            f"{table.dataset} has too few classes in its {table.split} split",
+            why=f"{len(table.names)} classes, but --ways asks for {max(ways)}",
+            fix=f"--ways {len(table.names)} or fewer" if len(table.names) > 1 else "other data",
+        )
+    needed = max(shots) + queries
+    smallest = int(np.argmin(table.counts))
+    if table.counts[smallest] < needed:
+        has = int(table.counts[smallest])
+        short = int((table.counts < needed).sum())
+        raise DataError(
+            f"class '{table.names[smallest]}' of {table.dataset} has too few images",
+            why=f"it has {has}; {max(shots)} shots and {queries} queries need {needed} "
+            f"({short} of {len(table.names)} classes in the {table.split} split are too small)",
+            fix="lower --shots or --queries, or add images to the class",
+        )
+
+
+def _draw(key: int, counter: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """`count` 64-bit numbers of Philox-4×64 (Salmon et al. 2011) at a place of its own."""
+    # Raw bits: numpy promises them unchanged between versions, unlike its distributions.
+    return np.random.Philox(key=key, counter=[0, 0, 0, counter]).random_raw(count)
+
+
+def _examples(images: PreparedImages, indices: Int64, ways: int, device: torch.device) -> Examples:
+    pixels = images.gather(indices).to(device).float().div_(255)
+    labels = torch.arange(ways, device=device).repeat_interleave(indices.shape[1] // ways)
+    return Examples(pixels, labels.expand(len(indices), -1))

@@ -1,0 +1,65 @@
+"""The one error type people see: what went wrong, why, and what fixes it."""
+
+from __future__ import annotations
+
+EXIT_FAILED = 1
+
+
+class HidraError(Exception):
+    """A failure told to a person, never shown as a traceback.
+
+    Args:
+        what: what could not be done, in one sentence.
+        why: which value, file or key is at fault.
+        fix: the flag or command that mends it.
+    """
+
+    code: int = EXIT_FAILED
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [f"error: {self.what}"]
+        lines += [f"why: {self.why}"] if self.why else []
+        lines += [f"fix: {self.fix}"] if self.fix else []
+        return "\n".join(lines)
+
+
+class RunError(HidraError):
+    """A run that started could not go on."""
+
+
+class UsageError(HidraError):
+    """A flag, setting or configuration file that cannot be right."""
+
+    code = 2
+
+
+class DataError(HidraError):
+    """Data that is missing, damaged or too small for what was asked."""
+
+    code = 3
+
+
+class PluginError(HidraError):
+    """A plugin that cannot be loaded or breaks its contract."""
+
+    code = 4
+
+
+class DeviceError(HidraError):
+    """A device that is absent or out of memory."""
+
+    code = 5
+
+
+class StoppedError(HidraError):
+    """A run stopped by a signal after saving; the exit code is 128 + the signal's number."""
+
+    def __init__(self, what: str, *, signal_number: int, fix: str = "") -> None:
+        super().__init__(what, fix=fix)
+        self.code = 128 + signal_number

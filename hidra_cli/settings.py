@@ -1,0 +1,392 @@
+"""Every setting of a run, one model per concern, and where each value came from.
+
+Precedence: flag > `HIDRA_<SECTION>_<KEY>` variable > `--config` file > `--preset` > default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+)
+
+from hidra_cli.errors import UsageError
+from hidra_cli.registry import Option, nearest
+
+MOST_WAYS_OR_SHOTS = 100_000
+RESERVED_VARIABLES = {
+    "HIDRA_HOME",
+    "HIDRA_CACHE_DIR",
+    "HIDRA_RUNS_DIR",
+    "HIDRA_PLUGINS",
+    "HIDRA_DEBUG",
+}
+# Beside the project's own tests, which find real data through it.
+RESERVED_PREFIXES = ("HIDRA_TEST_",)
+
+
+def parse_numbers(value: Any) -> tuple[int, ...]:
+    """`5`, `2-20`, `2,5,10-12` → sorted distinct positive integers.
+
+    Raises:
+        ValueError: not of that form, not positive, or an empty range.
+    """
+    if isinstance(value, bool):
+        raise ValueError("write a number, a list or a range: 5 or 2,5,10 or 2-20")
+    if isinstance(value, int):
+        value = str(value)
+    if isinstance(value, list | tuple):
+        value = ",".join(str(part) for part in value)
+    numbers: set[int] = set()
+    for part in str(value).replace(" ", "").split(","):
+        match = re.fullmatch(r"([+-]?\d{1,9})(?:(?:-|\.\.)(\d{1,9}))?", part, re.ASCII)
+        if match is None:
+            raise ValueError(f"'{part}' is not a number or a range: write 5 or 2,5,10 or 2-20")
+        first = int(match[1])
+        last = int(match[2]) if match[2] else first
+        if first < 1:
+            raise ValueError(f"{first} is not positive")
+        if last < first:
+            raise ValueError(f"the range {part} is empty: its end is below its start")
+        if last > MOST_WAYS_OR_SHOTS:
+            raise ValueError(f"{last} is more than {MOST_WAYS_OR_SHOTS}")
+        numbers.update(range(first, last + 1))
+    return tuple(sorted(numbers))
+
+
+def format_numbers(numbers: Iterable[int]) -> str:
+    """The shortest of the forms `parse_numbers` reads: (2, 3, 4, 7) → `2-4,7`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+Numbers = Annotated[
+    tuple[int, ...],
+    BeforeValidator(parse_numbers),
+    PlainSerializer(format_numbers, return_type=str),
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DatasetSettings(_Section):
+    """Which prepared images."""
+
+    name: str = "glyphs"
+    source: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskSettings(_Section):
+    """What a task looks like. One number of ways and shots is drawn per meta-batch."""
+
+    ways: Numbers = tuple(range(2, 21))
+    shots: Numbers = (1,)
+    queries: int = Field(5, ge=1, le=MOST_WAYS_OR_SHOTS)
+
+
+class ModelSettings(_Section):
+    """Backbone, head, and the normalization every layer of the backbone gets."""
+
+    backbone: str = "conv4"
+    backbone_options: dict[str, Any] = Field(default_factory=dict)
+    head: str = "hidra"
+    head_options: dict[str, Any] = Field(default_factory=dict)
+    normalization: Literal["support", "transductive", "none"] = "support"
+
+
+class InnerSettings(_Section):
+    """Adaptation within one task: gradient descent on the support set.
+
+    `head_lr` "by-ways" multiplies the head's rate by N/5: the head's gradient shrinks like 1/N
+    under mean cross-entropy, so a fixed rate is a different effective step at every N.
+    """
+
+    steps: int = Field(1, ge=0, le=1000)
+    test_steps: int | None = Field(None, ge=0, le=10_000)
+    inner_lr: float = Field(0.4, gt=0)
+    head_lr: Literal["by-ways", "fixed"] = "by-ways"
+    adapt: Literal["all", "head", "body"] = "all"
+    order: Literal[1, 2] = 2
+
+    @property
+    def steps_at_test(self) -> int:
+        """Inner steps for validation, evaluation and adaptation."""
+        return self.steps if self.test_steps is None else self.test_steps
+
+
+class OuterSettings(_Section):
+    """Meta-training: Adam on the query loss of adapted weights."""
+
+    iterations: int = Field(600, ge=1)
+    meta_batch: int = Field(4, ge=1, le=100_000)
+    outer_lr: float = Field(1e-3, gt=0)
+    clip: float = Field(10.0, ge=0)
+    validate_every: int = Field(100, ge=1)
+    validation_episodes: int = Field(100, ge=2)
+    test_episodes: int = Field(600, ge=0)
+
+
+class RunSettings(_Section):
+    """Where and how the run happens."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class Settings(_Section):
+    """All settings of a meta-training run, as recorded in its `config.toml`."""
+
+    dataset: DatasetSettings = DatasetSettings()
+    tasks: TaskSettings = TaskSettings()
+    model: ModelSettings = ModelSettings()
+    inner: InnerSettings = InnerSettings()
+    outer: OuterSettings = OuterSettings()
+    run: RunSettings = RunSettings()
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings together with the origin of each value, by dotted key."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(dotted key, value, origin), in the order of the models."""
+        flat = _flatten(self.settings.model_dump())
+        return [(key, str(value), self.origins.get(key, "default")) for key, value in flat.items()]
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    preset: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Merge all layers of settings and check them together.
+
+    Args:
+        flags: dotted key → value, only those the user gave.
+        config: a TOML file of the user's.
+        preset: the name of a TOML file that ships with hidra.
+        environ: environment variables, the process's own by default.
+
+    Raises:
+        UsageError: lists every unknown key and bad value of all layers at once.
+    """
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if preset is not None:
+        layers.append((f"preset {preset}", _flatten(_parse_toml(_preset_text(preset), preset))))
+    if config is not None:
+        layers.append((str(config), _flatten(_parse_toml(_read(config), str(config)))))
+    layers.append(("environment", _from_environment(os.environ if environ is None else environ)))
+    layers.append(("flag", flags))
+
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    for origin, layer in layers:
+        for key, value in layer.items():
+            if not _is_known(key):
+                problems.append(f"{key} ({origin}): unknown key. {nearest(key, _KEYS)}".strip())
+                continue
+            merged[key] = value
+            origins[key] = origin
+    try:
+        settings = Settings.model_validate(_nest(merged))
+    except ValidationError as exc:
+        problems += [_describe(error, origins) for error in exc.errors()]
+    if problems:
+        raise UsageError(
+            f"{len(problems)} setting{'s are' if len(problems) > 1 else ' is'} wrong",
+            why="\n     ".join(problems),
+            fix="`hidra meta-train --print-config` shows every setting, its value and origin",
+        )
+    return Resolved(settings, origins)
+
+
+def load_settings(text: str, origin: str) -> Settings:
+    """Settings from the TOML of a finished run.
+
+    Raises:
+        UsageError: it is not valid TOML, or its settings are not this version's.
+    """
+    try:
+        return Settings.model_validate(_parse_toml(text, origin))
+    except ValidationError as exc:
+        raise UsageError(
+            f"the settings in {origin} are not valid",
+            why="\n     ".join(_describe(error, {}) for error in exc.errors()),
+            fix="use a run made with this version of hidra",
+        ) from exc
+
+
+def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check options against a plugin's signature and convert them to their declared types.
+
+    Raises:
+        UsageError: lists every unknown option, bad value and missing one.
+    """
+    by_name = {option.name: option for option in known}
+    problems, values = [], {}
+    for name, value in given.items():
+        option = by_name.get(name)
+        if option is None:
+            problems.append(f"{name}: unknown option. {nearest(name, by_name)}".strip())
+            continue
+        try:
+            values[name] = TypeAdapter(option.annotation).validate_python(value)
+        except ValidationError as exc:
+            problems.append(f"{name}={value}: {exc.errors()[0]['msg']}")
+    problems += [f"{o.name}: must be given" for o in known if o.required and o.name not in given]
+    if problems:
+        raise UsageError(
+            f"the options of {label} are wrong",
+            why="\n     ".join(problems),
+            fix="its options are: " + (", ".join(by_name) or "none"),
+        )
+    return values
+
+
+def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
+    """`name=value` strings of a repeatable flag → a dictionary.
+
+    Raises:
+        UsageError: a string is not of that form.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (equals and name.strip()):
+            raise UsageError(
+                f"{flag} {pair} is not understood",
+                why="it has no name or no '='",
+                fix=f"write {flag} name=value",
+            )
+        found[name.strip()] = value.strip()
+    return found
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with hidra."""
+    folder = resources.files("hidra_data") / "presets"
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def _keys() -> tuple[str, ...]:
+    return tuple(
+        f"{section}.{key}"
+        for section, field in Settings.model_fields.items()
+        for key in _model_of(field.annotation).model_fields
+    )
+
+
+def _model_of(annotation: Any) -> type[BaseModel]:
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, BaseModel)
+    return annotation
+
+
+_KEYS = _keys()
+
+
+def _is_known(key: str) -> bool:
+    return key in _KEYS
+
+
+def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """{"tasks": {"ways": 5}} → {"tasks.ways": 5}; option tables stay whole."""
+    flat: dict[str, Any] = {}
+    for section, content in nested.items():
+        if isinstance(content, Mapping):
+            flat.update({f"{section}.{key}": value for key, value in content.items()})
+        else:
+            flat[section] = content
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        section, _, name = key.partition(".")
+        nested.setdefault(section, {})[name] = value
+    return nested
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    known = {f"HIDRA_{key.replace('.', '_').upper()}": key for key in _KEYS}
+    ours = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("HIDRA_")
+        and name not in RESERVED_VARIABLES
+        and not name.startswith(RESERVED_PREFIXES)
+    }
+    # An unknown variable keeps its own name and is reported with the unknown keys.
+    return {known.get(name, name): value for name, value in ours.items()}
+
+
+def _describe(error: Any, origins: Mapping[str, str]) -> str:
+    key = ".".join(str(part) for part in error["loc"][:2])
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) else f" = {error['input']}"
+    origin = f" ({origins[key]})" if key in origins else ""
+    return f"{key}{given}{origin}: {message}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(
+            f"the configuration file {path} cannot be read",
+            why=str(exc),
+            fix="give --config the path of a TOML file",
+        ) from exc
+
+
+def _parse_toml(text: str, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise UsageError(f"{origin} is not valid TOML", why=str(exc)) from exc
+
+
+def _preset_text(name: str) -> str:
+    names = preset_names()
+    if name not in names:
+        raise UsageError(
+            f"there is no preset called '{name}'",
+            why=nearest(name, names),
+            fix="choose one of " + ", ".join(names),
+        )
+    return (resources.files("hidra_data") / "presets" / f"{name}.toml").read_text("utf-8")

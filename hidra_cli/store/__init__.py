@@ -1,0 +1,1 @@
+"""Prepared images: built once from a dataset plugin, read by every run."""

@@ -1,0 +1,1 @@
+"""The built-in backbones, heads and datasets; of hidra_cli they import `api` alone."""

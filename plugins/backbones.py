@@ -1,0 +1,123 @@
+"""Built-in backbones."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hidra_cli.api import Backbone, NormFactory
+
+_NARROWEST = 1
+
+
+class Conv4(Backbone):
+    """Blocks of 3×3 convolution, normalization, 2×2 max pooling, ReLU.
+
+    The few-shot standard (Vinyals et al. 2016). Pooling before the ReLU equals pooling after it
+    and touches a quarter of the memory. Convolutions have no bias: the normalization has one.
+    """
+
+    api_version = 1
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        norm: NormFactory,
+        *,
+        filters: Annotated[int, "channels of every block"] = 64,
+        blocks: Annotated[int, "number of blocks; each halves height and width"] = 4,
+    ) -> None:
+        super().__init__()
+        _at_least_one("filters", filters)
+        _at_least_one("blocks", blocks)
+        channels, height, width = image_shape
+        if min(height, width) >> blocks < _NARROWEST:
+            raise ValueError(
+                f"blocks={blocks} halves a {height}×{width} image to nothing; "
+                f"at most {min(height, width).bit_length() - 1} fit"
+            )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                _conv(channels if block == 0 else filters, filters, 3),
+                norm(filters),
+                nn.MaxPool2d(2),
+                nn.ReLU(),
+            )
+            for block in range(blocks)
+        )
+        self.features = filters * (height >> blocks) * (width >> blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for block in self.blocks:
+            images = block(images)
+        return images.flatten(1)
+
+
+class ResNet12(Backbone):
+    """Four residual blocks of three 3×3 convolutions, then global average pooling.
+
+    The few-shot ResNet-12 of Oreshkin et al. (2018), in the widths of Lee et al. (2019):
+    64, 160, 320 and 640 channels for `width=64`; without DropBlock.
+    """
+
+    api_version = 1
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        norm: NormFactory,
+        *,
+        width: Annotated[int, "channels of the first block"] = 64,
+    ) -> None:
+        super().__init__()
+        _at_least_one("width", width)
+        channels, height, width_pixels = image_shape
+        if min(height, width_pixels) < 16:
+            raise ValueError(
+                f"resnet12 needs images of at least 16×16, not {height}×{width_pixels}"
+            )
+        sizes = [width, width * 5 // 2, width * 5, width * 10]
+        inputs = [channels, *sizes[:-1]]
+        self.blocks = nn.Sequential(
+            *(_ResidualBlock(i, o, norm) for i, o in zip(inputs, sizes, strict=True))
+        )
+        self.features = sizes[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.blocks(images)
+        return features.mean(dim=(2, 3))
+
+
+class _ResidualBlock(nn.Module):
+    """(n, inputs, H, W) → (n, outputs, H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int, norm: NormFactory) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv(inputs, outputs, 3),
+            norm(outputs),
+            nn.LeakyReLU(0.1),
+            _conv(outputs, outputs, 3),
+            norm(outputs),
+            nn.LeakyReLU(0.1),
+            _conv(outputs, outputs, 3),
+            norm(outputs),
+        )
+        self.shortcut = nn.Sequential(_conv(inputs, outputs, 1), norm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.max_pool2d(self.body(x) + self.shortcut(x), 2)
+        return F.leaky_relu(pooled, 0.1)
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    nn.init.xavier_uniform_(conv.weight)
+    return conv
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}={value} is not positive")

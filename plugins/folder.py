@@ -1,0 +1,164 @@
+"""One's own images: a folder with one folder per class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from hidra_cli.api import DataError, Dataset, ImageClass, Split
+
+from .sources import (
+    SPLITS,
+    check_size,
+    class_folders,
+    entries,
+    image_classes,
+    images_below,
+)
+
+SPLIT_FOLDERS: Mapping[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+LAYOUT = (
+    "give --source DIR with one folder of images per class (DIR/cat/*.jpg, DIR/dog/*.jpg), or "
+    "with such class folders inside DIR/train, DIR/val and DIR/test"
+)
+
+
+class Folder(Dataset):
+    """Images in class folders, of any format that Pillow reads and in any numbers.
+
+    A folder inside a class folder belongs to the class. If the source has train/, val/ (or
+    valid/, validation/) or test/ with class folders inside, these are the class split; otherwise
+    the classes, sorted by name, are shuffled with `split_seed` and divided by `fractions`.
+    """
+
+    api_version = 1
+    title = "Own images, one folder per class"
+    licence = "that of the images"
+    source_is_identity = True
+
+    def __init__(
+        self,
+        source: Path | None,
+        *,
+        size: Annotated[int, "height and width of the prepared images, in pixels"] = 84,
+        colour: Annotated[bool, "prepare RGB images; otherwise grey ones"] = True,
+        split_seed: Annotated[int, "seed of the class split, if the source has none"] = 0,
+        fractions: Annotated[
+            str, "fractions of the classes for train, val and test, if the source has no split"
+        ] = "0.64,0.16,0.20",
+    ) -> None:
+        if split_seed < 0:
+            raise ValueError(f"split_seed={split_seed}: must be 0 or more")
+        self.image_shape = (3 if colour else 1, check_size(size), size)
+        self.source = source
+        self.split_seed = split_seed
+        self.fractions = parse_fractions(fractions)
+
+    def classes(self, downloads: Path) -> Iterable[ImageClass]:
+        """Return every class folder.
+
+        Raises:
+            DataError: no source, no class folders, a class folder without images, or a class in
+                two splits.
+        """
+        if self.source is None or not self.source.is_dir():
+            why = "no source was given" if self.source is None else f"{self.source} is no folder"
+            raise DataError("the dataset folder needs a folder of images", why=why, fix=LAYOUT)
+        by_split = given_split(self.source) or self._seeded_split(self.source)
+        found: list[ImageClass] = image_classes(by_split, self.source)
+        return found
+
+    def _seeded_split(self, source: Path) -> dict[Split, dict[str, list[Path]]]:
+        """Divide the class folders of the source by `fractions`."""
+        import numpy as np
+
+        images = class_folders(source)
+        if not images:
+            raise DataError(
+                f"cannot find classes in {source}", why="it holds no folders", fix=LAYOUT
+            )
+        order = np.random.Generator(np.random.Philox(key=self.split_seed)).permutation(len(images))
+        shuffled = [sorted(images)[index] for index in order]
+        by_split: dict[Split, dict[str, list[Path]]] = {}
+        for split, count in zip(SPLITS, divide(len(images), self.fractions), strict=True):
+            by_split[split] = {name: images[name] for name in shuffled[:count]}
+            del shuffled[:count]
+        return by_split
+
+
+def given_split(source: Path) -> dict[Split, dict[str, list[Path]]]:
+    """Return the class folders inside train/, val/ and test/; empty if there are none.
+
+    Raises:
+        DataError: other folders with images lie beside them, so the layout is unclear.
+    """
+    by_split: dict[Split, dict[str, list[Path]]] = {}
+    others = []
+    for entry in entries(source):
+        if not entry.is_dir():
+            continue
+        split = SPLIT_FOLDERS.get(entry.name.lower())
+        folder = Path(entry.path)
+        if split is None or not holds_class_folders(folder):
+            others.append(folder)
+            continue
+        if split in by_split:
+            raise DataError(
+                f"cannot use the class split of {source}",
+                why=f"{entry.name!r} is one of two folders for {split}",
+                fix="keep one of them",
+            )
+        by_split[split] = class_folders(folder)
+    unclear = [folder for folder in others if by_split and images_below(folder)]
+    if unclear:
+        raise DataError(
+            f"cannot tell the classes of {source}",
+            why=f"it is split into train, val or test, but {unclear[0].name!r} beside them holds "
+            "images that are in no class folder of these",
+            fix=f"move {unclear[0]} elsewhere, or " + LAYOUT,
+        )
+    return by_split
+
+
+def holds_class_folders(folder: Path) -> bool:
+    """Tell whether a folder has a folder with images in it."""
+    return any(entry.is_dir() and images_below(Path(entry.path)) for entry in entries(folder))
+
+
+def parse_fractions(text: str) -> tuple[float, ...]:
+    """Read three numbers that sum to 1; raise ValueError for anything else."""
+    allowed = "must be three numbers for train,val,test, none negative, that sum to 1"
+    try:
+        fractions = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"fractions={text!r}: {allowed}, such as 0.64,0.16,0.20") from None
+    right = len(fractions) == len(SPLITS) and all(number >= 0 for number in fractions)
+    if not right or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise ValueError(f"fractions={text!r}: {allowed}, such as 0.64,0.16,0.20")
+    return fractions
+
+
+def divide(number: int, fractions: tuple[float, ...]) -> list[int]:
+    """Divide a number of classes by fractions, largest remainders first.
+
+    With enough classes, every part with a nonzero fraction gets at least one.
+    """
+    exact = [number * fraction for fraction in fractions]
+    # Products such as 100 × 0.29 fall just below the whole number that is meant.
+    counts = [math.floor(value + 1e-9) for value in exact]
+    remainders = sorted(range(len(counts)), key=lambda part: counts[part] - exact[part])
+    for part in remainders[: number - sum(counts)]:
+        counts[part] += 1
+    empty = [part for part, count in enumerate(counts) if count == 0 and fractions[part] > 0]
+    for part in empty if number >= len(fractions) else []:
+        counts[counts.index(max(counts))] -= 1
+        counts[part] += 1
+    return counts

@@ -1,0 +1,161 @@
+"""Built-in heads. All are linear: logits = features · weightᵀ + bias, N output neurons.
+
+Shapes: n examples, F features, N ways.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hidra_cli.api import FastWeights, Head
+
+
+class _Linear(Head):
+    """N neurons; fast weights are `weight` (N, F) and `bias` (N,)."""
+
+    api_version = 1
+
+    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
+        return F.linear(features, fast_weights["weight"], fast_weights["bias"])
+
+
+class Hidra(_Linear):
+    """One meta-learned master neuron; a task of any N starts from N copies of it.
+
+    HIDRA, Drumond et al., arXiv 1910.12749. Under softmax cross-entropy the master's value
+    cancels (all its copies move every logit alike); what helps is that the neurons are identical.
+    """
+
+    identical_neurons = True
+
+    def __init__(
+        self,
+        features: int,
+        max_ways: int,
+        *,
+        master: Annotated[
+            Literal["tied", "slots"],
+            "how the master learns: by the gradient through all its copies, or by averaging "
+            "the outer steps of one slot per way (the authors' code)",
+        ] = "tied",
+    ) -> None:
+        super().__init__(features, max_ways)
+        self.master_update = master
+        weight = nn.init.xavier_uniform_(torch.empty(1, features))
+        if master == "tied":
+            self.master_weight = nn.Parameter(weight)
+            self.master_bias = nn.Parameter(torch.zeros(1))
+        else:
+            # Every slot holds the master's value between outer steps; as rows of one parameter
+            # they get Adam moments of their own.
+            self.slot_weights = nn.Parameter(weight.repeat(max_ways, 1))
+            self.slot_biases = nn.Parameter(torch.zeros(max_ways))
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        if self.master_update == "tied":
+            return {
+                "weight": self.master_weight.expand(ways, -1),
+                "bias": self.master_bias.expand(ways),
+            }
+        # Beyond the slots of training (at test time), more copies of the master.
+        rows = torch.arange(ways, device=self.slot_weights.device) % self.max_ways
+        return {"weight": self.slot_weights[rows], "bias": self.slot_biases[rows]}
+
+    @torch.no_grad()
+    def after_outer_step(self, ways: int) -> None:
+        """Slot averaging: master += mean over the used slots of (slot − master).
+
+        Only the slots of this meta-batch's ways count, and every slot is then reset to the master.
+        """
+        if self.master_update == "slots":
+            for slots in (self.slot_weights, self.slot_biases):
+                slots.copy_(slots[:ways].mean(0, keepdim=True).expand_as(slots))
+
+
+class Maml(_Linear):
+    """One meta-learned neuron per way, for a fixed number of ways (Finn et al. 2017)."""
+
+    any_ways = False
+
+    def __init__(self, features: int, max_ways: int) -> None:
+        super().__init__(features, max_ways)
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(max_ways, features)))
+        self.bias = nn.Parameter(torch.zeros(max_ways))
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        return {"weight": self.weight[:ways], "bias": self.bias[:ways]}
+
+
+class _Fresh(_Linear):
+    """Neurons made anew for every task: the head has no meta-parameters."""
+
+    like: Tensor
+
+    def __init__(self, features: int, max_ways: int) -> None:
+        super().__init__(features, max_ways)
+        # Follows the module's device and dtype, which fresh weights take.
+        self.register_buffer("like", torch.empty(0), persistent=False)
+
+
+class Random(_Fresh):
+    """Neurons drawn afresh for every task, uniform in ±scale·sqrt(6 / (F + 1)); biases zero."""
+
+    def __init__(
+        self,
+        features: int,
+        max_ways: int,
+        *,
+        scale: Annotated[float, "multiplies the Xavier range of one neuron"] = 1.0,
+    ) -> None:
+        super().__init__(features, max_ways)
+        if not scale > 0:
+            raise ValueError(f"scale={scale} is not positive; for zero neurons use the head 'zero'")
+        self.bound = scale * math.sqrt(6 / (features + 1))
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        uniform = torch.rand(ways, self.features, generator=generator) * 2 - 1
+        return {
+            "weight": (self.bound * uniform).to(self.like).requires_grad_(),
+            "bias": self.like.new_zeros(ways).requires_grad_(),
+        }
+
+
+class Zero(_Fresh):
+    """All neurons start at zero: what HIDRA equals under softmax, with nothing to learn."""
+
+    identical_neurons = True
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        return {
+            "weight": self.like.new_zeros(ways, self.features).requires_grad_(),
+            "bias": self.like.new_zeros(ways).requires_grad_(),
+        }

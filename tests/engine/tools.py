@@ -1,0 +1,94 @@
+"""Small learners and tasks in float64."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hidra_cli.api import FastWeights, Head
+from hidra_cli.engine.learner import Learner, Precision
+from hidra_cli.engine.normalization import norm_factory
+from hidra_cli.episodes import Examples, TaskBatch
+from hidra_plugins.backbones import Conv4
+from hidra_plugins.heads import Hidra, Maml, Random, Zero
+
+
+class Prototypes(Head):
+    """A head of somebody else's: starts from class means, so it depends on the backbone."""
+
+    api_version = 1
+    needs_support = True
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        assert support_features is not None
+        means = torch.stack([support_features[support_labels == c].mean(0) for c in range(ways)])
+        return {"weight": 2 * means, "bias": -means.square().sum(1)}
+
+    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
+        return features @ fast_weights["weight"].T + fast_weights["bias"]
+
+
+HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "hidra": (Hidra, {}),
+    "hidra-slots": (Hidra, {"master": "slots"}),
+    "maml": (Maml, {}),
+    "random": (Random, {}),
+    "zero": (Zero, {}),
+    "prototypes": (Prototypes, {}),
+}
+Mode = Literal["support", "transductive", "none"]
+
+
+def make_learner(
+    head: str = "hidra",
+    *,
+    ways: int = 3,
+    normalization: Mode = "support",
+    seed: int = 0,
+    filters: int = 3,
+    side: int = 8,
+    precision: Precision = "float32",
+    dtype: torch.dtype = torch.float64,
+) -> Learner:
+    factory, episode = norm_factory(normalization)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = Conv4((1, side, side), factory, filters=filters, blocks=2)
+        component, options = HEADS[head]
+        built = component(backbone.features, ways, **options)
+    return Learner(backbone, built, episode, normalization, precision).to(dtype)
+
+
+def make_batch(
+    *,
+    tasks: int = 2,
+    ways: int = 3,
+    shots: int = 2,
+    queries: int = 2,
+    seed: int = 0,
+    side: int = 8,
+    dtype: torch.dtype = torch.float64,
+) -> TaskBatch:
+    """Tasks whose classes are noisy copies of random prototypes: there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    prototypes = torch.rand(tasks, ways, 1, 1, side, side, generator=generator, dtype=dtype)
+
+    def examples(each: int) -> Examples:
+        noise = torch.rand(tasks, ways, each, 1, side, side, generator=generator, dtype=dtype)
+        images = (0.6 * prototypes + 0.4 * noise).reshape(tasks, ways * each, 1, side, side)
+        return Examples(images, torch.arange(ways).repeat_interleave(each).expand(tasks, -1))
+
+    support, query = examples(shots), examples(queries)
+    return TaskBatch(support, query, ways, shots, tuple(range(seed, seed + tasks)))
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
