@@ -72,7 +72,8 @@ class Console:
         """A table of the result; the first `left` columns are text, the others numbers."""
         if self.json_output:
             return
-        table = Table(title=escape(title), title_justify="left", title_style="bold")
+        self._out.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
+        table = Table()
         for index, column in enumerate(columns):
             table.add_column(escape(column), justify="left" if index < left else "right")
         for row in rows:

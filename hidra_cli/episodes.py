@@ -201,7 +201,7 @@ def check_feasible(
         short = int((table.counts < needed).sum())
         raise DataError(
             f"class '{table.names[smallest]}' of {table.dataset} has too few images",
-            why=f"it has {has}; {max(shots)} shots and {queries} queries need {needed} "
+            why=f"it has {has} and needs {needed}: {max(shots)} for support, {queries} as queries "
             f"({short} of {len(table.names)} classes in the {table.split} split are too small)",
             fix="lower --shots or --queries, or add images to the class",
         )

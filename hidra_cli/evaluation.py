@@ -125,9 +125,8 @@ class Cell:
         return self.accuracies[:, -1]
 
     def to_json(self) -> dict[str, Any]:
-        per_step = [interval(step) for step in self.accuracies.T]
-        mean, half = per_step[-1]
-        return {
+        mean, half = interval(self.final)
+        row: dict[str, Any] = {
             "model": self.contender,
             "normalization": self.normalization,
             "ways": self.ways,
@@ -135,10 +134,13 @@ class Cell:
             "episodes": len(self.accuracies),
             "accuracy": mean,
             "interval": half,
-            "per_step": [
-                {"step": i, "accuracy": m, "interval": h} for i, (m, h) in enumerate(per_step)
-            ],
         }
+        if self.accuracies.shape[1] > 1:
+            row["per_step"] = [
+                {"step": step, "accuracy": mean, "interval": half}
+                for step, (mean, half) in enumerate(map(interval, self.accuracies.T))
+            ]
+        return row
 
 
 def _nearest_by_class(distances: torch.Tensor, task: Task) -> torch.Tensor:

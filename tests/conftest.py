@@ -1,21 +1,36 @@
-"""Where the real data sets are, and small images made by the tests."""
+"""Real data, small images and tiny glyphs, and running the command line in this process."""
 
 import io
+import json
 import os
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from hidra_cli.app import main
 from hidra_cli.commands import common
 from hidra_cli.components import choose_dataset
 from hidra_cli.console import Console
 from hidra_cli.settings import DatasetSettings
 from hidra_cli.store.reader import PreparedImages
 
-TINY_OPTIONS = {"alphabets": 6, "characters": 6, "drawings": 8, "size": 16}
+TINY_OPTIONS = {"alphabets": 4, "characters": 12, "drawings": 8, "size": 16}
 TINY = DatasetSettings(name="glyphs", options=TINY_OPTIONS)
+TINY_DATA = [f"--data-opt={name}={value}" for name, value in TINY_OPTIONS.items()]
+TINY_MODEL = ["--bb-opt=filters=4", "--queries=3", "--meta-batch=2"]
+TINY_RUN = [
+    *TINY_DATA,
+    *TINY_MODEL,
+    "--iterations=4",
+    "--validate-every=2",
+    "--validation-episodes=4",
+    "--test-episodes=4",
+]
 WriteImage = Callable[[Path], Path]
 
 
@@ -76,3 +91,61 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_images(cache_dir: Path) -> PreparedImages:
     """The tiny glyphs, opened."""
     return common.open_images(TINY, cache_dir, Console(verbosity=-1))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Hidra = Callable[..., Finished]
+
+
+@pytest.fixture
+def hidra(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Hidra:
+    """`hidra("evaluate", run, "--json")` runs a command line and says how it ended."""
+
+    def run(*arguments: str | Path) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["hidra", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        code = ended.value.code
+        return Finished(code if isinstance(code, int) else 0, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """A folder with the finished runs `hidra` (2-5 ways), `maml3` and `zero` (2-5 ways)."""
+    runs = tmp_path_factory.mktemp("runs")
+    for name, head, ways in (
+        ("hidra", "hidra", "2-5"),
+        ("maml3", "maml", "3"),
+        ("zero", "zero", "2-5"),
+    ):
+        arguments = [
+            *TINY_RUN,
+            f"--name={name}",
+            f"--head={head}",
+            f"--ways={ways}",
+            "-q",
+            f"--cache-dir={cache_dir}",
+            f"--runs-dir={runs}",
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["hidra", "meta-train", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        assert not ended.value.code
+    return runs

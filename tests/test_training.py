@@ -187,7 +187,7 @@ def test_impossible_settings_are_refused_before_the_first_step(
     assert "hidra" in fixed.value.fix
     with pytest.raises(DataError, match="too few images") as few:
         MetaTrainer(settings_of(tasks__shots=6), tiny_images, CPU)
-    assert "it has 8; 6 shots and 3 queries need 9" in few.value.why
+    assert "it has 8 and needs 9: 6 for support, 3 as queries" in few.value.why
     with pytest.raises(DataError, match="too few classes"):
         MetaTrainer(settings_of(tasks__ways=200), tiny_images, CPU)
     with pytest.raises(UsageError, match="only the body adapts"):

@@ -80,9 +80,9 @@ def evaluate(
     shot_list = _numbers("--shots", shots) or min(m.settings.tasks.shots for m in models)
     way_list = _numbers("--ways", ways) or _usual_ways(models, len(table.names))
     shot_list = shot_list if isinstance(shot_list, tuple) else (shot_list,)
-    sampler = EpisodeSampler(table, way_list, shot_list, queries, seed)
     contenders: list[Contender] = [*_distinct(models), *([NearestPixels()] if pixels else [])]
     plan = _plan(contenders, way_list, images.image_shape, console)
+    sampler = EpisodeSampler(table, way_list, shot_list, queries, seed)
     for model in models:
         if dataset is None and model.meta["dataset_hash"] != images.content_hash:
             console.warn(f"{model.name} was trained on other data than {images.path}")
@@ -216,7 +216,7 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
     from hidra_cli.evaluation import percent
 
     rows = [cell.to_json() for cell in cells]
-    most_steps = max(len(row["per_step"]) for row in rows)
+    most_steps = max(len(row.get("per_step", [0])) for row in rows)
     console.table(
         f"Accuracy (%) on {result['dataset']}, {result['split']} split, "
         f"{rows[0]['episodes']} episodes, {result['queries']} queries per class",
@@ -260,5 +260,5 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
 
 
 def _earlier_steps(row: dict[str, Any], most: int) -> list[str]:
-    earlier = [f"{100 * step['accuracy']:.2f}" for step in row["per_step"][:-1]]
+    earlier = [f"{100 * step['accuracy']:.2f}" for step in row.get("per_step", [])[:-1]]
     return earlier + ["–"] * (most - 1 - len(earlier))

@@ -1,0 +1,105 @@
+"""Starting: quick, light, and writing nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hidra_cli import __version__
+
+from ..conftest import Hidra
+
+HEAVY = ("torch", "numpy", "h5py", "torchvision", "matplotlib", "PIL")
+
+
+def run_python(code: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, text=True, capture_output=True, env=environ, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plugins", "list"]])
+def test_light_commands_import_nothing_heavy_and_write_nothing(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    code = f"""
+import sys
+sys.argv = ["hidra", *{arguments!r}]
+from hidra_cli.app import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+print("heavy:", sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "heavy: []" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preparing_images_needs_no_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+if __name__ == "__main__":
+    sys.argv = ["hidra", "prepare", "glyphs", "--data-opt=alphabets=3", "--workers=1",
+                "--data-opt=characters=2", "--cache-dir={tmp_path}/c"]
+    from hidra_cli.app import main
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code
+    print("torch" in sys.modules)
+"""
+    done = run_python(code, tmp_path)
+    assert done.stdout.endswith("False\n"), done.stderr
+
+
+def test_help_comes_in_a_third_of_a_second(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        run_python(
+            "import sys; sys.argv=['hidra','--help']; import hidra_cli.app as a; a.main()", tmp_path
+        )
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.3 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def test_every_command_has_help_with_an_example_or_a_next_step(hidra: Hidra) -> None:
+    for command in (["prepare"], ["meta-train"], ["evaluate"], ["adapt"], ["plugins", "show"]):
+        done = hidra(*command, "--help")
+        assert done.code == 0
+        assert "Example" in done.out
+    assert "Next" in hidra("plugins", "list", "--help").out
+
+
+def test_version_info_and_plugins(hidra: Hidra, tmp_path: Path) -> None:
+    assert hidra("--version").out == f"hidra {__version__}\n"
+    facts = hidra("info", "--json", "--cache-dir", tmp_path).json
+    assert facts["hidra-cli"] == __version__
+    assert facts["cache"] == str(tmp_path)
+    found = {(p["kind"], p["name"]) for p in hidra("plugins", "list", "--json").json["plugins"]}
+    assert {("head", "hidra"), ("head", "maml"), ("head", "random"), ("head", "zero"),
+            ("backbone", "conv4"), ("backbone", "resnet12"), ("dataset", "glyphs"),
+            ("dataset", "omniglot"), ("dataset", "cifar-fs"), ("dataset", "miniimagenet"),
+            ("dataset", "folder")} <= found  # fmt: skip
+
+
+def test_plugins_show_tells_options_with_types_and_defaults(hidra: Hidra) -> None:
+    shown = hidra("plugins", "show", "head:hidra", "--json").json
+    assert shown["distribution"] == "hidra-cli"
+    assert shown["version"] == __version__
+    assert shown["status"] == "loads"
+    assert shown["abilities"] == {"ways": "any number"}
+    (option,) = shown["options"]
+    assert (option["name"], option["type"], option["default"]) == ("master", "tied | slots", "tied")
+    assert "slot" in option["help"]
+    text = hidra("plugins", "show", "backbone:conv4").out
+    assert "filters" in text
+    assert "64" in text
