@@ -133,12 +133,11 @@ def load(plugin: Plugin) -> type[Any]:
 
 def options(component: type[Any]) -> list[Option]:
     """The options of a plugin class: the keyword-only arguments of its `__init__`."""
-    hints = typing.get_type_hints(component.__init__, include_extras=True)
     found = []
     for parameter in inspect.signature(component).parameters.values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        annotation, text = _split_annotated(hints.get(parameter.name, str))
+        annotation, text = _split_annotated(_hint(component, parameter))
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
         found.append(Option(parameter.name, annotation, default, required, text))
@@ -149,6 +148,22 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     """A hint at the known name closest to a mistyped one, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else ""
+
+
+def _hint(component: type[Any], parameter: inspect.Parameter) -> Any:
+    """The type of one option. Other arguments may have types only the type checker knows."""
+    if parameter.annotation is inspect.Parameter.empty:
+        return str
+    holder = type("holder", (), {"__annotations__": {parameter.name: parameter.annotation}})
+    names = getattr(component.__init__, "__globals__", {})
+    try:
+        return typing.get_type_hints(holder, globalns=names, include_extras=True)[parameter.name]
+    except Exception as exc:
+        raise PluginError(
+            f"the type of the option '{parameter.name}' of {component.__qualname__} is unknown",
+            why=f"{type(exc).__name__}: {exc}",
+            fix=f"its author must import that type at run time in {component.__module__}",
+        ) from exc
 
 
 def _split_annotated(annotation: Any) -> tuple[Any, str]:

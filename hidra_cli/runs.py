@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from hidra_cli.store.build import writing_to
 CHECKPOINT_FORMAT = "hidra-checkpoint"
 FORMAT_VERSION = 1
 _HEADER = "hidra"
+_HASH = "hidra-sha256"
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,23 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
         RunError: it cannot be written; an older file of this name is untouched.
     """
     whole = {"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **meta}
-    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(packed, {_HEADER: json.dumps(whole, allow_nan=False)}))
+    text = json.dumps(whole, allow_nan=False)
+    # Clones: safetensors refuses tensors that share memory.
+    packed = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    header = {_HEADER: text, _HASH: _content_hash(packed, text)}
+    write_atomically(path, save(packed, header))
+
+
+def _content_hash(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 of everything in a checkpoint: safetensors itself does not notice flipped bits."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: Path, expected: str = CHECKPOINT_FORMAT) -> Checkpoint:
@@ -64,15 +81,20 @@ def load_checkpoint(path: Path, expected: str = CHECKPOINT_FORMAT) -> Checkpoint
         raise DataError(f"there is no checkpoint {path}", fix="name a run directory or checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get(_HEADER, "null"))
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = header.get(_HEADER, "null")
+        meta = json.loads(text)
+        ours = isinstance(meta, dict) and "format" in meta
+        if ours and header.get(_HASH) != _content_hash(tensors, text):
+            raise ValueError("its content does not match its hash")
     except (SafetensorError, OSError, ValueError) as exc:
         raise DataError(
             f"the checkpoint {path} is damaged",
             why=str(exc).split("\n")[0],
             fix="use another checkpoint of the run (best.safetensors, last.safetensors)",
         ) from exc
-    if not isinstance(meta, dict) or "format" not in meta:
+    if not ours:
         raise DataError(f"{path} was not written by hidra", why="its header has no hidra entry")
     if meta["format"] != expected or meta.get("format_version") != FORMAT_VERSION:
         raise DataError(
@@ -131,11 +153,10 @@ class RunDir:
 
 def default_run_name(settings: Settings) -> str:
     """`<time>-<dataset>-<head>-<ways>w<shots>s`."""
-    tasks = settings.tasks
-    return (
-        f"{datetime.now():%Y%m%d-%H%M%S}-{settings.dataset.name}-{settings.model.head}-"
-        f"{format_numbers(tasks.ways)}w{format_numbers(tasks.shots)}s"
-    ).replace(":", "_")
+    numbers = [format_numbers(n) for n in (settings.tasks.ways, settings.tasks.shots)]
+    ways, shots = (text if len(text) <= 24 else text[:21] + "…" for text in numbers)
+    name = f"{settings.dataset.name}-{settings.model.head}-{ways}w{shots}s"
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{name}".replace(":", "_")
 
 
 def create_run(runs_dir: Path, name: str | None, settings: Settings) -> RunDir:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import (
@@ -23,6 +23,8 @@ from pydantic import (
     PlainSerializer,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 
 from hidra_cli.errors import UsageError
@@ -53,8 +55,8 @@ def parse_numbers(value: Any) -> tuple[int, ...]:
     if isinstance(value, list | tuple):
         value = ",".join(str(part) for part in value)
     numbers: set[int] = set()
-    for part in str(value).replace(" ", "").split(","):
-        match = re.fullmatch(r"([+-]?\d{1,9})(?:(?:-|\.\.)(\d{1,9}))?", part, re.ASCII)
+    for part in map(str.strip, str(value).split(",")):
+        match = re.fullmatch(r"([+-]?\d{1,99})(?:\s*(?:-|\.\.)\s*(\d{1,99}))?", part, re.ASCII)
         if match is None:
             raise ValueError(f"'{part}' is not a number or a range: write 5 or 2,5,10 or 2-20")
         first = int(match[1])
@@ -87,8 +89,22 @@ Numbers = Annotated[
 ]
 
 
+def _literal(annotation: Any, value: Any) -> Any:
+    """The choice of a Literal that a text spells: "2" is 2 for Literal[1, 2]."""
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return next((c for c in choices if isinstance(value, str) and str(c) == value), value)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Flags and variables are text; true and false are no numbers."""
+        if isinstance(value, bool):
+            raise ValueError("true and false are not expected here")
+        return _literal(cls.model_fields[str(info.field_name)].annotation, value)
 
 
 class DatasetSettings(_Section):
@@ -216,7 +232,8 @@ def resolve(
     for origin, layer in layers:
         for key, value in layer.items():
             if not _is_known(key):
-                problems.append(f"{key} ({origin}): unknown key. {nearest(key, _KEYS)}".strip())
+                known = _VARIABLES if origin == "environment" else _KEYS
+                problems.append(f"{key} ({origin}): unknown key. {nearest(key, known)}".strip())
                 continue
             merged[key] = value
             origins[key] = origin
@@ -263,7 +280,8 @@ def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) ->
             problems.append(f"{name}: unknown option. {nearest(name, by_name)}".strip())
             continue
         try:
-            values[name] = TypeAdapter(option.annotation).validate_python(value)
+            given_value = _literal(option.annotation, value)
+            values[name] = TypeAdapter(option.annotation).validate_python(given_value)
         except ValidationError as exc:
             problems.append(f"{name}={value}: {exc.errors()[0]['msg']}")
     problems += [f"{o.name}: must be given" for o in known if o.required and o.name not in given]
@@ -317,6 +335,7 @@ def _model_of(annotation: Any) -> type[BaseModel]:
 
 
 _KEYS = _keys()
+_VARIABLES = {f"HIDRA_{key.replace('.', '_').upper()}": key for key in _KEYS}
 
 
 def _is_known(key: str) -> bool:
@@ -327,7 +346,7 @@ def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     """{"tasks": {"ways": 5}} → {"tasks.ways": 5}; option tables stay whole."""
     flat: dict[str, Any] = {}
     for section, content in nested.items():
-        if isinstance(content, Mapping):
+        if isinstance(content, Mapping) and (content or section in Settings.model_fields):
             flat.update({f"{section}.{key}": value for key, value in content.items()})
         else:
             flat[section] = content
@@ -343,7 +362,6 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    known = {f"HIDRA_{key.replace('.', '_').upper()}": key for key in _KEYS}
     ours = {
         name: value
         for name, value in environ.items()
@@ -352,7 +370,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
         and not name.startswith(RESERVED_PREFIXES)
     }
     # An unknown variable keeps its own name and is reported with the unknown keys.
-    return {known.get(name, name): value for name, value in ours.items()}
+    return {_VARIABLES.get(name, name): value for name, value in ours.items()}
 
 
 def _describe(error: Any, origins: Mapping[str, str]) -> str:
@@ -377,7 +395,7 @@ def _read(path: Path) -> str:
 def _parse_toml(text: str, origin: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # also numbers and nesting beyond all measure
         raise UsageError(f"{origin} is not valid TOML", why=str(exc)) from exc
 
 

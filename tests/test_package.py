@@ -44,6 +44,7 @@ def test_the_wheel_is_pure_python_and_holds_the_three_packages(wheel: Path) -> N
         "hidra_cli/app.py", "hidra_cli/py.typed", "hidra_cli/engine/inner_loop.py",
         "hidra_cli/commands/prepare.py", "hidra_plugins/heads.py", "hidra_plugins/py.typed",
         "hidra_data/splits/omniglot-vinyals.json",
+        "hidra_data/presets/omniglot-5way.toml",
     ):  # fmt: skip
         assert needed in names
     tops = {name.split("/")[0] for name in names}

@@ -182,13 +182,12 @@ def test_other_plugins_can_be_left_out(install: Install, monkeypatch: pytest.Mon
         find("dataset", "good")
 
 
+@pytest.mark.usefixtures("install")
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("omniglt", "did you mean 'omniglot'?"), ("zzz", ""), ("nobody:glyphs", "glyphs")],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(
-    install: Install, name: str, hint: str
-) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(UsageError, match=f"there is no dataset called '{name}'") as caught:
         find("dataset", name)
     assert hint in caught.value.why
@@ -196,9 +195,8 @@ def test_an_unknown_name_is_refused_with_the_nearest(
     assert caught.value.code == 2
 
 
-def test_a_distribution_without_metadata_does_not_break_the_others(
-    install: Install, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("install")
+def test_a_distribution_without_metadata_does_not_break_the_others(tmp_path: Path) -> None:
     info = tmp_path / "bare-1.dist-info"
     info.mkdir()
     (info / "entry_points.txt").write_text("[hidra.datasets]\nbare = bare_module:X\n")
@@ -207,7 +205,8 @@ def test_a_distribution_without_metadata_does_not_break_the_others(
     assert find("dataset", "bare").name == "bare"
 
 
-def test_every_built_in_keeps_its_promise(install: Install) -> None:
+@pytest.mark.usefixtures("install")
+def test_every_built_in_keeps_its_promise() -> None:
     for kind in registry.KINDS:
         for plugin in registry.plugins(kind):
             assert load(plugin).api_version == 1

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from hidra_cli.api.data import SPLITS, Dataset
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from hidra_cli.api.models import Backbone, Head
 
 _FEATURES, _MAX_WAYS, _SHOTS = 6, 4, 2
@@ -64,8 +66,18 @@ def _check_task(head: Head, ways: int) -> None:
         f"{name}.logits has shape {tuple(logits.shape)}, not (n, N) = {(len(labels), ways)}"
     )
     loss = torch.nn.functional.cross_entropy(logits, labels)
-    gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-    assert all(torch.isfinite(g).all() for g in gradients), f"{name} has non-finite gradients"
+    gradients = torch.autograd.grad(
+        loss, list(weights.values()), create_graph=True, allow_unused=True
+    )
+    for key, gradient in zip(weights, gradients, strict=True):
+        assert gradient is not None, f"fast weight '{key}' of {name} has no effect on its logits"
+        assert torch.isfinite(gradient).all(), f"{name} has non-finite gradients"
+    parameters = dict(head.named_parameters())
+    for key, parameter in parameters.items():
+        (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
+        assert gradient is not None, (
+            f"the outer loop can never train '{key}' of {name}: its logits are cut off from it"
+        )
     if head.identical_neurons:
         row = logits.detach()
         assert torch.allclose(row, row[:, :1].expand_as(row), atol=1e-12), (
@@ -93,16 +105,24 @@ def check_backbone(
         images = torch.rand(3, *image_shape)
     name = backbone.__name__
     assert made, f"{name} never calls norm(channels): the run's normalization would have no effect"
-    before = {key: value.clone() for key, value in built.state_dict().items()}
+    before = {key: value.clone() for key, value in _state(built).items()}
     features = built(images)
     assert features.shape == (3, built.features), (
         f"{name} gives shape {tuple(features.shape)}, not (n, F) = {(3, built.features)}"
     )
-    for key, value in built.state_dict().items():
+    for key, value in _state(built).items():
         assert torch.equal(value, before[key]), f"{name}.forward changes its own '{key}'"
-    other = {key: value.detach() * 0.5 for key, value in built.named_parameters()}
+    assert torch.equal(built(images), features), f"{name}.forward is random: runs could not repeat"
+    other = {key: value.detach() * 1.5 + 0.1 for key, value in built.named_parameters()}
     moved = torch.func.functional_call(built, other, (images,))
-    assert moved.shape == features.shape, f"{name} cannot be called with other weights"
+    assert not torch.equal(moved, features), (
+        f"{name}.forward does not depend on its parameters: nothing of it could adapt"
+    )
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those left out of the state dictionary too."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def check_dataset(
@@ -126,6 +146,9 @@ def check_dataset(
     for image_class in classes:
         assert image_class.split in SPLITS, f"{image_class.name}: unknown split"
         assert len(image_class.images) > 0, f"{image_class.name} has no image"
+        assert len(list(image_class.images)) == len(image_class.images), (
+            f"{image_class.name} gives another number of images than it says"
+        )
     pickle.loads(pickle.dumps(classes[0]))
     first = next(iter(classes[0].images))
     assert decode_image(first, built.image_shape).shape == built.image_shape

@@ -61,12 +61,14 @@ def prepare_images(
     workers: int | None = None,
 ) -> bool:
     """Write the prepared file of a dataset unless it exists; whether it was written now."""
-    from hidra_cli.store.build import prepare
+    from hidra_cli.store.build import is_stale, prepare
     from hidra_cli.store.paths import cache_dir as resolve_cache
 
     path = store_path(choice, cache_dir)
     if path.exists() and not force:
-        return False
+        if not is_stale(choice.dataset, path):
+            return False
+        console.note(f"{choice.source} has changed since it was prepared")
     console.note(f"preparing {choice.plugin.name} …")
     with console.progress(f"preparing {choice.plugin.name}") as advance:
         return prepare(
@@ -87,11 +89,20 @@ def open_images(
 ) -> PreparedImages:
     """The prepared images of a dataset; an embedded one is prepared when it is not there yet."""
     from hidra_cli.components import choose_dataset
+    from hidra_cli.errors import DataError
+    from hidra_cli.store.build import is_stale
     from hidra_cli.store.reader import open_store
 
     choice = choose_dataset(settings)
     if choice.dataset.embedded:
         prepare_images(choice, cache_dir, console)
-    images = open_store(store_path(choice, cache_dir), choice.plugin.name)
+    path = store_path(choice, cache_dir)
+    if is_stale(choice.dataset, path):
+        raise DataError(
+            f"{choice.source} has changed since it was prepared",
+            why="files were added, removed or edited",
+            fix=f"hidra prepare {choice.plugin.name} --source {choice.source}",
+        )
+    images = open_store(path, choice.plugin.name)
     console.detail(f"images: {images.path} ({images.content_hash[:12]})")
     return images

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hidra_cli.commands import common
+
+if TYPE_CHECKING:
+    from hidra_cli.components import DatasetChoice
+    from hidra_cli.console import Console
+    from hidra_cli.store.reader import PreparedImages
 
 
 def prepare(
@@ -50,9 +55,10 @@ def prepare(
     begun = time.monotonic()
     written = common.prepare_images(choice, cache_dir, console, force=force, workers=workers)
     path = common.store_path(choice, cache_dir)
+    images = open_store(path, dataset)
     if not written:
         console.print(f"{dataset}: already prepared ({path}); --force prepares it again")
-    images = open_store(path, dataset)
+        _note_other_source(choice, images, console)
     tables = {split: images.table(split) for split in SPLITS}
     if written:
         console.table(
@@ -83,3 +89,10 @@ def prepare(
             "licence": images.attributes["licence"],
         }
     )
+
+
+def _note_other_source(choice: DatasetChoice, images: PreparedImages, console: Console) -> None:
+    """Say so when the prepared file came from another place than the one named now."""
+    before = images.attributes["source"]
+    if choice.source is not None and before != str(choice.source):
+        console.warn(f"it was prepared from {before or 'a download'}, not from {choice.source}")

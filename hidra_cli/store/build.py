@@ -12,7 +12,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -21,10 +20,10 @@ from filelock import FileLock
 from hidra_cli import __version__
 from hidra_cli.api.data import SPLITS, Dataset, ImageClass
 from hidra_cli.console import Advance
-from hidra_cli.errors import DataError, RunError
+from hidra_cli.errors import DataError, HidraError, PluginError, RunError
 from hidra_cli.store.decode import UInt8, decode_class
 from hidra_cli.store.paths import StoreKey
-from hidra_cli.store.reader import FORMAT, FORMAT_VERSION, ContentHash, open_store
+from hidra_cli.store.reader import ContentHash, open_store, read_about, write_about
 
 
 def prepare(
@@ -61,27 +60,70 @@ def prepare(
         DataError: the source is incomplete or an image is damaged.
         RunError: the file cannot be written (a full disk).
     """
+    force = force or is_stale(dataset, path)
     if path.exists() and not force:
         return False
+    # Released by the system when its process ends, so that no stale lock can be left.
+    lock = FileLock(path.with_suffix(".lock"))
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"))
-        # Released by the system when its process ends, so that no stale lock can be left.
-        with lock:
-            if path.exists() and not force:
-                return False
-            classes = _checked_classes(dataset, key.dataset, downloads)
-            for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-                leftover.unlink()  # of a process that was killed: the lock is ours
-            beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
-                attributes = _attributes(dataset, key, version, source)
-                _write(beside, dataset, classes, attributes, progress, workers)
-                open_store(beside, key.dataset, load=False)
-                beside.replace(path)
-            finally:
-                beside.unlink(missing_ok=True)
+        lock.acquire()
+    try:
+        if path.exists() and not force:
+            return False
+        classes = _checked_classes(dataset, key, downloads)
+        attributes = _attributes(dataset, key, version, source)
+        if dataset.source_is_identity:
+            attributes["listing"] = _listing(classes)
+        with writing_to(path):
+            _write_beside(path, dataset, classes, attributes, progress, workers)
+    finally:
+        lock.release()
     return True
+
+
+def _write_beside(
+    path: Path,
+    dataset: Dataset,
+    classes: list[ImageClass],
+    attributes: dict[str, str],
+    progress: Advance,
+    workers: int | None,
+) -> None:
+    """Write under another name, check, then rename. The caller holds the lock."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink()  # of a process that was killed: the lock is ours
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write(beside, dataset, classes, attributes, progress, workers)
+        open_store(beside, attributes["dataset"], load=False)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def is_stale(dataset: Dataset, path: Path) -> bool:
+    """Whether one's own folder has other files now than when it was prepared."""
+    if not (dataset.source_is_identity and path.is_file()):
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            known = read_about(file, path)["attributes"].get("listing")
+    except (OSError, DataError):
+        return False  # damaged: opening it will say so
+    return bool(known != _listing(list(dataset.classes(path.parent))))
+
+
+def _listing(classes: list[ImageClass]) -> str:
+    """A digest of names, sizes and times of the files: cheap, and changed by any edit."""
+    digest = hashlib.sha256()
+    for image_class in classes:
+        digest.update(f"{image_class.split}/{image_class.name}\n".encode())
+        for reference in image_class.images:
+            if isinstance(reference, Path):
+                status = reference.stat()
+                digest.update(f"{reference}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -98,34 +140,51 @@ def writing_to(path: Path) -> Iterator[None]:
         ) from exc
 
 
-def _checked_classes(dataset: Dataset, name: str, downloads: Path) -> list[ImageClass]:
-    classes = list(dataset.classes(downloads))
+def _checked_classes(dataset: Dataset, key: StoreKey, downloads: Path) -> list[ImageClass]:
+    name = key.dataset
+    classes = _listed(dataset, key, downloads)
     seen: set[str] = set()
     for image_class in classes:
+        label = ascii(image_class.name)
+        if not image_class.name.isprintable():
+            raise DataError(f"the class name {label} of {name} cannot be printed", fix="rename it")
         if image_class.name in seen:
-            raise DataError(f"{name} has two classes called '{image_class.name}'")
+            raise DataError(f"{name} has two classes called {label}")
         if image_class.split not in SPLITS:
             raise DataError(
-                f"class '{image_class.name}' is in an unknown split",
+                f"class {label} is in an unknown split",
                 why=f"'{image_class.split}' is none of {', '.join(SPLITS)}",
             )
         if not len(image_class.images):
-            raise DataError(
-                f"class '{image_class.name}' of {name} has no image",
-                fix="add images to it or remove it",
-            )
+            raise DataError(f"class {label} of {name} has no image", fix="add images or remove it")
         seen.add(image_class.name)
     if not classes:
         raise DataError(f"{name} has no class at all", fix="give another --source")
     return classes
 
 
+def _listed(dataset: Dataset, key: StoreKey, downloads: Path) -> list[ImageClass]:
+    """All classes, with a source that cannot be read told apart from a faulty plugin."""
+    try:
+        return list(dataset.classes(downloads))
+    except HidraError:
+        raise
+    except OSError as exc:
+        raise DataError(
+            f"the source of {key.dataset} cannot be read", why=str(exc), fix="check --source"
+        ) from exc
+    except Exception as exc:
+        raise PluginError(
+            f"the dataset '{key.dataset}' of {key.distribution} failed to list its classes",
+            why=f"{type(exc).__name__}: {exc}",
+            fix=f"report it to the authors of {key.distribution}",
+        ) from exc
+
+
 def _attributes(
     dataset: Dataset, key: StoreKey, version: str, source: Path | None
-) -> dict[str, Any]:
+) -> dict[str, str]:
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
         "dataset": key.dataset,
         "distribution": f"{key.distribution} {version}",
         "invert": str(dataset.invert),
@@ -144,7 +203,7 @@ def _write(
     path: Path,
     dataset: Dataset,
     classes: list[ImageClass],
-    attributes: dict[str, Any],
+    attributes: dict[str, str],
     progress: Advance,
     workers: int | None,
 ) -> None:
@@ -152,24 +211,63 @@ def _write(
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     splits = np.array([SPLITS.index(c.split) for c in classes], np.uint8)
     names = [c.name for c in classes]
-    content = ContentHash(dataset.image_shape, offsets, splits, names)
+    content = ContentHash(dataset.image_shape, dataset.invert, offsets, splits, names)
     source_hash = hashlib.sha256()
-    with h5py.File(path, "w") as file:
+    with _SafeFile(path) as target, h5py.File(target, "w") as file:
         images = file.create_dataset("images", (int(offsets[-1]), *dataset.image_shape), np.uint8)
         file["offsets"] = offsets
         file["splits"] = splits
-        file.create_dataset("names", data=names, dtype=h5py.string_dtype())
         for index, (decoded, digest) in enumerate(_decoded(dataset, classes, workers)):
             images[offsets[index] : offsets[index + 1]] = decoded
+            target.check()
             content.update(decoded)
             source_hash.update(digest)
             progress(int(offsets[index + 1]), total=int(offsets[-1]))
-        file.attrs.update(attributes)
-        file.attrs["source_hash"] = source_hash.hexdigest()
-        file.attrs["content_hash"] = content.hexdigest()
-        file.flush()
-    with path.open("rb+") as handle:
-        os.fsync(handle.fileno())
+        attributes["source_hash"] = source_hash.hexdigest()
+        attributes["content_hash"] = content.hexdigest()
+        write_about(file, {"attributes": attributes, "names": names})
+
+
+class _SafeFile:
+    """The file object HDF5 writes through: a failed write is kept and raised by us.
+
+    HDF5 itself crashes the process when a write fails while it closes a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        f = self._file = path.open("w+b", buffering=0)
+        self._error: OSError | None = None
+        self.seek, self.tell = f.seek, f.tell
+        self.read, self.readinto, self.flush = (f.read, f.readinto, f.flush)
+
+    def __enter__(self) -> _SafeFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.closing(self._file):
+            self.check()
+            os.fsync(self._file.fileno())
+
+    def check(self) -> None:
+        """Raise the first error there was."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: memoryview) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while rest and self._error is None:
+                rest = rest[self._file.write(rest) :]
+        except OSError as exc:
+            self._error = exc
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        try:
+            self._file.truncate(size)
+        except OSError as exc:
+            self._error = self._error or exc
+        return size
 
 
 def _decoded(

@@ -35,11 +35,18 @@ def decode_class(
         DataError: an image cannot be read; names it.
     """
     digest = hashlib.sha256()
-    decoded = np.empty((len(image_class.images), *image_shape), np.uint8)
-    for position, reference in enumerate(image_class.images):
+    images = []
+    for reference in image_class.images:
         pixels, raw = _pixels(reference, image_shape)
         digest.update(hashlib.sha256(raw).digest())
-        decoded[position] = np.rot90(pixels, image_class.quarter_turns, axes=(1, 2))
+        images.append(np.rot90(pixels, image_class.quarter_turns, axes=(1, 2)))
+    if len(images) != len(image_class.images):
+        raise DataError(
+            f"class '{image_class.name}' says it has {len(image_class.images)} images",
+            why=f"it gave {len(images)}",
+            fix="this is a fault of the dataset plugin: report it to its authors",
+        )
+    decoded = np.stack(images)
     return (255 - decoded if invert else decoded), digest.digest()
 
 
@@ -54,8 +61,17 @@ def decode_image(reference: Any, image_shape: tuple[int, int, int]) -> UInt8:
 
 def _pixels(reference: Any, image_shape: tuple[int, int, int]) -> tuple[UInt8, bytes]:
     if isinstance(reference, np.ndarray):
-        image = Image.fromarray(np.ascontiguousarray(reference, np.uint8))
-        return fit(image, image_shape), reference.tobytes()
+        if reference.dtype != np.uint8 or not (
+            reference.ndim == 2 or (reference.ndim == 3 and reference.shape[2] == 3)
+        ):
+            raise DataError(
+                "an image given as an array is not uint8 of shape (H, W) or (H, W, 3)",
+                why=f"it is {reference.dtype} of shape {reference.shape}",
+                fix="this is a fault of the dataset plugin: report it to its authors",
+            )
+        return fit(Image.fromarray(np.ascontiguousarray(reference)), image_shape), (
+            reference.tobytes()
+        )
     try:
         raw = _read(reference)
         with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -33,11 +34,17 @@ class ContentHash:
     """SHA-256 over everything a run can see of a prepared file."""
 
     def __init__(
-        self, image_shape: Sequence[int], offsets: Int64, splits: UInt8, names: Sequence[str]
+        self,
+        image_shape: Sequence[int],
+        invert: bool,
+        offsets: Int64,
+        splits: UInt8,
+        names: Sequence[str],
     ) -> None:
         self._hash = hashlib.sha256()
         head = {
             "image_shape": [int(side) for side in image_shape],
+            "invert": invert,
             "offsets": [int(offset) for offset in offsets],
             "splits": [int(split) for split in splits],
             "names": list(names),
@@ -127,38 +134,66 @@ def open_store(path: Path, dataset: str, *, load: bool = True) -> PreparedImages
             fix=f"hidra prepare {dataset}   (with the same --source, --data-opt and --cache-dir)",
         )
     try:
-        file = h5py.File(path, "r")
-        return _checked(file, path, load)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(h5py.File(path, "r"))
+            found = _checked(file, path, load)
+            if not isinstance(found.images, np.ndarray):
+                stack.pop_all()  # images are read from the open file
+            return found
     except DataError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as exc:
+    # What h5py and numpy raise on tables of other kinds or sizes than ours.
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
         raise _damaged(path, dataset, str(exc).split("\n")[0]) from exc
 
 
-def _checked(file: h5py.File, path: Path, load: bool) -> PreparedImages:
-    attributes = {
-        key: value if isinstance(value, str) else str(value) for key, value in file.attrs.items()
-    }
-    dataset = attributes.get("dataset", path.stem)
-    if attributes.get("format") != FORMAT:
+def write_about(file: h5py.File, about: dict[str, Any]) -> None:
+    """Keep everything that is not a number as JSON in one table of bytes.
+
+    HDF5's own strings live in a heap, and a damaged heap can keep it looping without end.
+    """
+    marked = {"format": FORMAT, "format_version": FORMAT_VERSION, **about}
+    file["about"] = np.frombuffer(json.dumps(marked).encode(), np.uint8)
+
+
+def read_about(file: h5py.File, path: Path) -> dict[str, Any]:
+    """What `write_about` kept.
+
+    Raises:
+        DataError: the file is foreign, damaged or of another version.
+    """
+    try:
+        about = json.loads(file["about"][:].astype(np.uint8).tobytes())
+        written_by_us = about["format"] == FORMAT
+    except (LookupError, TypeError, ValueError, AttributeError):
+        written_by_us = False
+    if not written_by_us:
         raise DataError(
-            f"{path} was not written by hidra",
-            why=f"it has no format mark '{FORMAT}'",
-            fix="move that file away and run `hidra prepare`",
+            f"{path} was not written by hidra, or is damaged",
+            why="it has no table that says what it holds",
+            fix="move that file away, or write it again with `hidra prepare DATASET --force`",
         )
-    if attributes.get("format_version") != str(FORMAT_VERSION):
+    if about.get("format_version") != FORMAT_VERSION:
         raise DataError(
-            f"{path} has format version {attributes.get('format_version')}",
+            f"{path} has format version {about.get('format_version')}",
             why=f"this hidra reads version {FORMAT_VERSION}",
-            fix=f"hidra prepare {dataset} --force",
+            fix=f"hidra prepare {about['attributes']['dataset']} --force",
         )
+    return dict(about)
+
+
+def _checked(file: h5py.File, path: Path, load: bool) -> PreparedImages:
+    about = read_about(file, path)
+    attributes = {str(key): str(value) for key, value in about["attributes"].items()}
+    dataset = attributes["dataset"]
+    names = tuple(map(str, about["names"]))
     images = file["images"]
     offsets = file["offsets"][:].astype(np.int64)
     splits = file["splits"][:].astype(np.uint8)
-    names = tuple(file["names"].asstr()[:])
     if images.dtype != np.uint8 or images.ndim != 4 or offsets[-1] != len(images):
         raise _damaged(path, dataset, "its tables do not fit together")
-    content = ContentHash(images.shape[1:], offsets, splits, names)
+    inverted = attributes.get("invert") == "True"
+    content = ContentHash(images.shape[1:], inverted, offsets, splits, names)
     held: Any = images
     if load and images.nbytes <= IN_MEMORY_SHARE * _free_memory():
         held = images[:]

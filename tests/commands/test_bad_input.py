@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ..conftest import TINY_DATA, TINY_RUN, Finished, Hidra
+from ..conftest import TINY_DATA, TINY_RUN, Finished, Hidra, WriteImage
 
 
 def assert_refused(done: Finished, code: int, *said: str) -> None:
@@ -151,6 +151,24 @@ def test_a_truncated_picture_is_named_and_nothing_is_left(hidra: Hidra, tmp_path
     assert_refused(done, 3, str(broken), "cannot be read")
     left = [path for path in (tmp_path / "c").rglob("*") if path.suffix in (".h5", ".tmp")]
     assert left == []
+
+
+def test_ones_own_folder_that_changed_is_noticed(
+    hidra: Hidra, tmp_path: Path, write_image: WriteImage
+) -> None:
+    mine = tmp_path / "mine"
+    for number in range(12):
+        write_image(mine / f"class{number}" / "one.png")
+    prepare = ["prepare", "folder", "--source", mine, "--data-opt=size=16", "--json"]
+    cache = ["--cache-dir", tmp_path / "cache"]
+    first = hidra(*prepare, *cache).json
+    assert hidra(*prepare, *cache).json["prepared_now"] is False
+    write_image(mine / "class3" / "two.png")
+    done = hidra("meta-train", "--dataset=folder", "--source", mine, "--data-opt=size=16", *cache)
+    assert_refused(done, 3, "has changed since it was prepared", f"--source {mine}")
+    second = hidra(*prepare, *cache).json
+    assert second["prepared_now"] is True
+    assert sum(second["images"].values()) == sum(first["images"].values()) + 1
 
 
 @pytest.mark.parametrize("command", ["evaluate", "adapt"])

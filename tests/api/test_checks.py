@@ -1,0 +1,442 @@
+"""The contract checks: built-ins pass, and each way to break a contract is named."""
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hidra_cli.api import (
+    Backbone,
+    Dataset,
+    FastWeights,
+    Head,
+    ImageClass,
+    NormFactory,
+    check_backbone,
+    check_dataset,
+    check_head,
+)
+from hidra_plugins.backbones import Conv4, ResNet12
+from hidra_plugins.glyphs import Glyphs
+from hidra_plugins.heads import Hidra, Maml, Random, Zero
+
+Shape = tuple[int, int, int]
+
+
+class Linear(Head):
+    """A correct head that the broken ones differ from in one thing."""
+
+    api_version = 1
+
+    def __init__(self, features: int, max_ways: int) -> None:
+        super().__init__(features, max_ways)
+        self.master = nn.Parameter(torch.randn(features))
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        return {"weight": self.weight(ways, generator)}
+
+    def weight(self, ways: int, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(ways, 1, generator=generator).to(self.master)
+        return self.master * (1 + 0.1 * noise)
+
+    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
+        return features @ fast_weights["weight"].T
+
+
+class Prototypes(Linear):
+    needs_support = True
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        assert support_features is not None
+        one_hot = nn.functional.one_hot(support_labels, ways).to(support_features)
+        return {"weight": one_hot.T @ (support_features * self.master)}
+
+
+class WithoutVersion(Linear):
+    api_version = None  # type: ignore[assignment]
+
+
+class OldVersion(Linear):
+    api_version = 0
+
+
+class GlobalStream(Linear):
+    def weight(self, ways: int, generator: torch.Generator) -> Tensor:
+        return self.master * torch.rand(ways, 1).to(self.master)
+
+
+class OtherStream(Linear):
+    def weight(self, ways: int, generator: torch.Generator) -> Tensor:
+        return self.master * torch.full((ways, 1), random.random()).to(self.master)
+
+
+class NoWeights(Linear):
+    def initialize(self, *args: Any) -> FastWeights:
+        return {}
+
+
+class NumpyWeights(Linear):
+    def initialize(self, *args: Any) -> FastWeights:
+        return {"weight": np.zeros((args[0], self.features))}  # type: ignore[dict-item]
+
+
+class AlwaysSingle(Linear):
+    def weight(self, ways: int, generator: torch.Generator) -> Tensor:
+        return super().weight(ways, generator).float()
+
+
+class Constant(Linear):
+    def weight(self, ways: int, generator: torch.Generator) -> Tensor:
+        return super().weight(ways, generator).detach()
+
+
+class CutFromMeta(Linear):
+    """Its weights adapt, but the outer loop can never train its parameters."""
+
+    def weight(self, ways: int, generator: torch.Generator) -> Tensor:
+        return super().weight(ways, generator).detach().requires_grad_()
+
+
+class Transposed(Linear):
+    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
+        return super().logits(fast_weights, features).T
+
+
+class TooWide(Linear):
+    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
+        found = super().logits(fast_weights, features)
+        return torch.cat([found, found[:, :1]], dim=1)
+
+
+class FixedButSaysAny(Linear):
+    def __init__(self, features: int, max_ways: int) -> None:
+        super().__init__(features, max_ways)
+        self.rows = nn.Parameter(torch.randn(max_ways, features))
+
+    def weight(self, ways: int, generator: torch.Generator) -> Tensor:
+        return self.rows[:ways] * self.master.mean()
+
+
+class UnusedWeight(Linear):
+    def initialize(self, *args: Any) -> FastWeights:
+        return super().initialize(*args) | {"spare": self.master * 2}
+
+
+class NotFinite(Linear):
+    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
+        return super().logits(fast_weights, features) / 0
+
+
+class SaysIdentical(Linear):
+    identical_neurons = True
+
+
+BROKEN_HEADS: dict[type[Head], str] = {
+    WithoutVersion: "WithoutVersion must declare api_version = 1",
+    OldVersion: "OldVersion must declare api_version = 1",
+    GlobalStream: "GlobalStream.initialize draws from torch's global stream",
+    OtherStream: "OtherStream.initialize differs for one generator state",
+    NoWeights: "NoWeights.initialize returns no weights",
+    NumpyWeights: "fast weight 'weight' of NumpyWeights is not a tensor",
+    AlwaysSingle: "fast weight 'weight' ignores the module's dtype",
+    Constant: "fast weight 'weight' of Constant cannot be differentiated by",
+    CutFromMeta: "CutFromMeta",
+    Transposed: "Transposed.logits has shape (2, 4), not (n, N) = (4, 2)",
+    TooWide: "TooWide.logits has shape (4, 3), not (n, N) = (4, 2)",
+    FixedButSaysAny: "FixedButSaysAny.logits has shape (14, 4), not (n, N) = (14, 7)",
+    UnusedWeight: "'spare'",
+    NotFinite: "NotFinite has non-finite gradients",
+    SaysIdentical: "SaysIdentical declares identical_neurons, but its starting logits differ",
+}
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        (Hidra, {}),
+        (Hidra, {"master": "tied"}),
+        (Hidra, {"master": "slots"}),
+        (Maml, {}),
+        (Random, {}),
+        (Random, {"scale": 0.1}),
+        (Zero, {}),
+        (Linear, {}),
+        (Prototypes, {}),
+    ],
+)
+def test_a_correct_head_passes(head: type[Head], options: dict[str, Any]) -> None:
+    before = torch.random.get_rng_state()
+    check_head(head, **options)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("head", BROKEN_HEADS, ids=lambda head: head.__name__)
+def test_a_broken_head_is_told_what_is_wrong(head: type[Head]) -> None:
+    with pytest.raises(AssertionError) as caught:
+        check_head(head)
+    assert BROKEN_HEADS[head] in str(caught.value)
+
+
+def test_the_hooks_of_a_head_are_called() -> None:
+    called: list[tuple[str, int]] = []
+
+    class Hooked(Linear):
+        def before_outer_step(self, ways: int) -> None:
+            called.append(("before", ways))
+
+        def after_outer_step(self, ways: int) -> None:
+            called.append(("after", ways))
+
+    check_head(Hooked)
+    assert called == [(when, ways) for ways in (2, 4, 4) for when in ("before", "after")]
+
+
+class Plain(Backbone):
+    """A correct backbone that the broken ones differ from in one thing."""
+
+    api_version = 1
+
+    def __init__(self, image_shape: Shape, norm: NormFactory) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 4, 3, padding=1)
+        self.norm = norm(4)
+        self.features = 4
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.norm(self.conv(images))
+        return found.square().mean(dim=(2, 3))
+
+
+class BackboneOfNoVersion(Plain):
+    api_version = None  # type: ignore[assignment]
+
+
+class NeverNorm(Plain):
+    def __init__(self, image_shape: Shape, norm: NormFactory) -> None:
+        super().__init__(image_shape, nn.BatchNorm2d)
+
+
+class NotFlat(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[:, :, None]
+
+
+class WrongFeatures(Plain):
+    def __init__(self, image_shape: Shape, norm: NormFactory) -> None:
+        super().__init__(image_shape, norm)
+        self.features = 5
+
+
+class Counting(Plain):
+    calls: Tensor
+
+    def __init__(self, image_shape: Shape, norm: NormFactory) -> None:
+        super().__init__(image_shape, norm)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images)
+
+
+class CountingInSecret(Plain):
+    """Its buffer is not part of the state dictionary."""
+
+    calls: Tensor
+
+    def __init__(self, image_shape: Shape, norm: NormFactory) -> None:
+        super().__init__(image_shape, norm)
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images)
+
+
+class OwnBatchNorm(Plain):
+    def __init__(self, image_shape: Shape, norm: NormFactory) -> None:
+        super().__init__(image_shape, norm)
+        self.extra = nn.BatchNorm2d(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        extra: Tensor = self.extra(self.conv(images))
+        return super().forward(images) + extra.mean(dim=(2, 3))
+
+
+class Dropping(Plain):
+    """Random in every pass: a stopped and resumed run would not equal an unbroken one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(images), 0.5, training=True)
+
+
+class DeafToWeights(Plain):
+    """Computes with weights that are no parameters, so that nothing of it adapts."""
+
+    def __init__(self, image_shape: Shape, norm: NormFactory) -> None:
+        super().__init__(image_shape, norm)
+        self.hidden: list[nn.Module] = [nn.Conv2d(image_shape[0], 4, 3, padding=1)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.hidden[0](images)
+        return found.square().mean(dim=(2, 3))
+
+
+BROKEN_BACKBONES: dict[type[Backbone], str] = {
+    BackboneOfNoVersion: "BackboneOfNoVersion must declare api_version = 1",
+    NeverNorm: "NeverNorm never calls norm(channels)",
+    NotFlat: "NotFlat gives shape (3, 4, 1), not (n, F) = (3, 4)",
+    WrongFeatures: "WrongFeatures gives shape (3, 4), not (n, F) = (3, 5)",
+    Counting: "Counting.forward changes its own 'calls'",
+    CountingInSecret: "CountingInSecret.forward changes its own 'calls'",
+    OwnBatchNorm: "OwnBatchNorm.forward changes its own 'extra.running_mean'",
+    Dropping: "Dropping",
+    DeafToWeights: "DeafToWeights",
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shape", "options"),
+    [
+        (Plain, (1, 28, 28), {}),
+        (Conv4, (1, 28, 28), {}),
+        (Conv4, (3, 21, 9), {"filters": 3, "blocks": 3}),
+        (ResNet12, (3, 32, 32), {"width": 4}),
+        (ResNet12, (1, 17, 40), {"width": 2}),
+    ],
+)
+def test_a_correct_backbone_passes(
+    backbone: type[Backbone], shape: Shape, options: dict[str, Any]
+) -> None:
+    before = torch.random.get_rng_state()
+    check_backbone(backbone, shape, **options)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("backbone", BROKEN_BACKBONES, ids=lambda backbone: backbone.__name__)
+def test_a_broken_backbone_is_told_what_is_wrong(backbone: type[Backbone]) -> None:
+    with pytest.raises(AssertionError) as caught:
+        check_backbone(backbone)
+    assert BROKEN_BACKBONES[backbone] in str(caught.value)
+
+
+def picture(value: int = 0) -> np.ndarray:
+    return np.full((3, 5), value, np.uint8)
+
+
+class Pictures(Dataset):
+    """A correct dataset that the broken ones differ from in one thing."""
+
+    api_version = 1
+    title = "pictures"
+
+    def __init__(self, source: Path | None = None) -> None:
+        self.image_shape = (1, 3, 5)
+
+    def classes(self, downloads: Path) -> Iterable[ImageClass]:
+        yield ImageClass("a", "train", [picture()])
+        yield ImageClass("b", "test", [picture(1), picture(2)])
+
+
+class DatasetOfNoVersion(Pictures):
+    api_version = None  # type: ignore[assignment]
+
+
+class Untitled(Pictures):
+    title = ""
+
+
+class TwoChannels(Pictures):
+    def __init__(self, source: Path | None = None) -> None:
+        self.image_shape = (2, 3, 5)
+
+
+class NoPixels(Pictures):
+    def __init__(self, source: Path | None = None) -> None:
+        self.image_shape = (1, 0, 5)
+
+
+class NoClasses(Pictures):
+    def classes(self, downloads: Path) -> Iterable[ImageClass]:
+        return []
+
+
+class Twice(Pictures):
+    def classes(self, downloads: Path) -> Iterable[ImageClass]:
+        return [ImageClass("a", "train", [picture()])] * 2
+
+
+class Shuffled(Pictures):
+    turn = False
+
+    def classes(self, downloads: Path) -> Iterable[ImageClass]:
+        found = list(super().classes(downloads))
+        self.turn = not self.turn
+        return found[::-1] if self.turn else found
+
+
+class OtherSplit(Pictures):
+    def classes(self, downloads: Path) -> Iterable[ImageClass]:
+        yield ImageClass("a", "dev", [picture()])  # type: ignore[arg-type]
+
+
+class EmptyClass(Pictures):
+    def classes(self, downloads: Path) -> Iterable[ImageClass]:
+        yield ImageClass("nothing", "train", [])
+
+
+class Miscounted(Pictures):
+    class _Images(list[np.ndarray]):
+        def __len__(self) -> int:
+            return super().__len__() + 1
+
+    def classes(self, downloads: Path) -> Iterable[ImageClass]:
+        yield ImageClass("miscounted", "train", self._Images([picture()]))
+
+
+BROKEN_DATASETS: dict[type[Dataset], str] = {
+    DatasetOfNoVersion: "DatasetOfNoVersion must declare api_version = 1",
+    Untitled: "Untitled has no title",
+    TwoChannels: "TwoChannels: images have 1 or 3 channels, not 2",
+    NoPixels: "NoPixels: image_shape (1, 0, 5) is empty",
+    NoClasses: "NoClasses yields no class",
+    Twice: "Twice yields a class name twice",
+    Shuffled: "Shuffled: the order changes",
+    OtherSplit: "a: unknown split",
+    EmptyClass: "nothing has no image",
+    Miscounted: "miscounted",
+}
+
+
+def test_glyphs_pass(tmp_path: Path) -> None:
+    check_dataset(Glyphs, None, tmp_path, alphabets=3, characters=2, drawings=2, size=14)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_correct_dataset_passes(tmp_path: Path) -> None:
+    check_dataset(Pictures, None, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dataset", BROKEN_DATASETS, ids=lambda dataset: dataset.__name__)
+def test_a_broken_dataset_is_told_what_is_wrong(dataset: type[Dataset], tmp_path: Path) -> None:
+    with pytest.raises(AssertionError) as caught:
+        check_dataset(dataset, None, tmp_path)
+    assert BROKEN_DATASETS[dataset] in str(caught.value)
