@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -47,6 +49,7 @@ def _root(
 def main() -> None:
     """Run the command line; every failure ends in a message and an exit code."""
     debug = "--debug" in sys.argv or bool(os.environ.get("HIDRA_DEBUG"))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except HidraError as exc:
@@ -64,6 +67,11 @@ def main() -> None:
             EXIT_FAILED,
             debug,
         )
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    """Leave as by an exception, so that half-written files are removed on the way."""
+    raise SystemExit(128 + number)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

@@ -24,11 +24,6 @@ def stream_key(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def torch_generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator for one independent random stream of a run's seed."""
-    return torch.Generator().manual_seed(stream_key(seed, *names))
-
-
 @dataclass(frozen=True)
 class Examples:
     """Labelled images of T tasks: images (T, n, C, H, W) in [0, 1], labels (T, n)."""

@@ -20,6 +20,7 @@ from hidra_cli.console import Advance
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import InnerLoop, accuracy, adapt, query_accuracy
 from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.normalization import Mode
 from hidra_cli.episodes import EpisodeSampler, Task
 from hidra_cli.errors import DataError, HidraError, PluginError, UsageError
 from hidra_cli.registry import Kind, find
@@ -224,13 +225,20 @@ def compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return rows
 
 
-def load_model(chosen: Path, device: torch.device, *, steps: int | None = None) -> TrainedModel:
+def load_model(
+    chosen: Path,
+    device: torch.device,
+    *,
+    steps: int | None = None,
+    normalization: Mode | None = None,
+) -> TrainedModel:
     """Restore the model of a run directory (its best checkpoint) or of a checkpoint file.
 
     Args:
         chosen: the run directory or file.
         device: where its weights go.
         steps: inner steps, instead of the run's own.
+        normalization: where statistics come from, instead of the run's own mode.
 
     Raises:
         DataError: there is no such checkpoint, or it is damaged.
@@ -241,6 +249,9 @@ def load_model(chosen: Path, device: torch.device, *, steps: int | None = None) 
     checkpoint = load_checkpoint(path)
     try:
         settings = Settings.model_validate(checkpoint.meta["settings"])
+        if normalization is not None:
+            model = settings.model.model_copy(update={"normalization": normalization})
+            settings = settings.model_copy(update={"model": model})
         c, h, w = checkpoint.meta["image_shape"]
         max_ways = int(checkpoint.meta["max_ways"])
     except (KeyError, TypeError, ValueError) as exc:

@@ -100,6 +100,7 @@ def load_checkpoint(path: Path, expected: str = CHECKPOINT_FORMAT) -> Checkpoint
         raise DataError(
             f"{path} is a {meta['format']} of version {meta.get('format_version')}",
             why=f"this needs a {expected} of version {FORMAT_VERSION}",
+            fix="use the hidra that wrote it, or another file",
         )
     return Checkpoint(path, tensors, meta)
 
@@ -166,6 +167,12 @@ def create_run(runs_dir: Path, name: str | None, settings: Settings) -> RunDir:
         UsageError: a directory of the given name exists.
         RunError: it cannot be made.
     """
+    if name is not None and (name in ("", "..") or Path(name).name != name):
+        raise UsageError(
+            f"--name {name!r} is not the name of a directory",
+            why="it is empty, or leads to another directory",
+            fix="--name my-run, and --runs-dir for the place of all runs",
+        )
     path = runs_dir / (name or default_run_name(settings))
     with writing_to(path):
         runs_dir.mkdir(parents=True, exist_ok=True)

@@ -21,13 +21,14 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PydanticUserError,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
 )
 
-from hidra_cli.errors import UsageError
+from hidra_cli.errors import PluginError, UsageError
 from hidra_cli.registry import Option, nearest
 
 MOST_WAYS_OR_SHOTS = 100_000
@@ -104,7 +105,11 @@ class _Section(BaseModel):
         """Flags and variables are text; true and false are no numbers."""
         if isinstance(value, bool):
             raise ValueError("true and false are not expected here")
-        return _literal(cls.model_fields[str(info.field_name)].annotation, value)
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, str) and get_origin(annotation) is dict:  # from a variable: a=1,b=2
+            pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+            return {name.strip(): text.strip() for name, _, text in pairs}
+        return _literal(annotation, value)
 
 
 class DatasetSettings(_Section):
@@ -250,22 +255,6 @@ def resolve(
     return Resolved(settings, origins)
 
 
-def load_settings(text: str, origin: str) -> Settings:
-    """Settings from the TOML of a finished run.
-
-    Raises:
-        UsageError: it is not valid TOML, or its settings are not this version's.
-    """
-    try:
-        return Settings.model_validate(_parse_toml(text, origin))
-    except ValidationError as exc:
-        raise UsageError(
-            f"the settings in {origin} are not valid",
-            why="\n     ".join(_describe(error, {}) for error in exc.errors()),
-            fix="use a run made with this version of hidra",
-        ) from exc
-
-
 def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) -> dict[str, Any]:
     """Check options against a plugin's signature and convert them to their declared types.
 
@@ -281,7 +270,14 @@ def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) ->
             continue
         try:
             given_value = _literal(option.annotation, value)
-            values[name] = TypeAdapter(option.annotation).validate_python(given_value)
+            adapter = TypeAdapter(option.annotation, config=ConfigDict(allow_inf_nan=False))
+            values[name] = adapter.validate_python(given_value)
+        except PydanticUserError as exc:
+            raise PluginError(
+                f"{label} has an option of a type that cannot be given as text: {name}",
+                why=str(exc).split("\n")[0],
+                fix="its author must use int, float, bool, str, Path or a Literal",
+            ) from exc
         except ValidationError as exc:
             problems.append(f"{name}={value}: {exc.errors()[0]['msg']}")
     problems += [f"{o.name}: must be given" for o in known if o.required and o.name not in given]

@@ -28,7 +28,7 @@ from hidra_cli.errors import DataError, RunError, StoppedError
 from hidra_cli.evaluation import inner_loop, interval
 from hidra_cli.runs import MetricsFile, RunDir, optimizer_tensors, save_checkpoint
 from hidra_cli.settings import Settings
-from hidra_cli.store.reader import PreparedImages
+from hidra_cli.store.reader import ClassTable, PreparedImages
 
 METRICS = (
     "iteration",
@@ -83,9 +83,10 @@ class MetaTrainer:
         self.train_episodes = EpisodeSampler(
             images.table("train"), tasks.ways, tasks.shots, tasks.queries, seed
         )
-        self.validation_ways = self._ways_within("val")
+        validation = images.table("val")
+        self.validation_ways = _ways_within(validation, tasks.ways)
         self.validation_episodes = EpisodeSampler(
-            images.table("val"), self.validation_ways, tasks.shots, tasks.queries, seed
+            validation, self.validation_ways, tasks.shots, tasks.queries, seed
         )
         self.learner: Learner = build_learner(
             settings.model,
@@ -100,8 +101,11 @@ class MetaTrainer:
         self.iteration = 0
         self.best: Validation | None = None
 
-    def step(self) -> tuple[Outcome, int, int, float]:
+    def step(self, shape: tuple[int, int] | None = None) -> tuple[Outcome, int, int, float]:
         """One outer step.
+
+        Args:
+            shape: (ways, shots) instead of those drawn for this meta-batch.
 
         Returns:
             The query outcome, ways, shots, and the norm of the meta-gradient before clipping.
@@ -110,7 +114,7 @@ class MetaTrainer:
             RunError: the loss or gradient is not finite; the weights keep their last good value.
         """
         outer, size = self.settings.outer, self.settings.outer.meta_batch
-        ways, shots = self.train_episodes.shape(self.iteration)
+        ways, shots = shape or self.train_episodes.shape(self.iteration)
         first = self.iteration * size
         with memory_errors():
             batch = self.train_episodes.batch(
@@ -191,7 +195,8 @@ class MetaTrainer:
             validation = self.validate()
             row["validation_accuracy"] = f"{validation.accuracy:.6g}"
             row["validation_interval"] = f"{validation.interval:.6g}"
-            better = self.best is None or validation.accuracy > self.best.accuracy
+            # Of equals the earliest; the margin is above the rounding of a mean.
+            better = self.best is None or validation.accuracy > self.best.accuracy + 1e-9
             if better:
                 self.best = validation
             self._save(run, best=better)
@@ -226,18 +231,6 @@ class MetaTrainer:
                 torch.nn.utils.clip_grad_norm_(parameter, limit)
         return norm
 
-    def _ways_within(self, split: str) -> tuple[int, ...]:
-        """The training ways that the split has classes for."""
-        table = self.images.table("val" if split == "val" else "test")
-        ways = tuple(n for n in self.settings.tasks.ways if n <= len(table.names))
-        if not ways:
-            raise DataError(
-                f"{table.dataset} has too few classes in its {split} split",
-                why=f"{len(table.names)} classes; every number of --ways needs more",
-                fix="lower --ways, or put more classes into the split",
-            )
-        return ways
-
     def _not_finite(self, outcome: Outcome, ways: int, shots: int) -> RunError:
         first = self.iteration * self.settings.outer.meta_batch
         return RunError(
@@ -246,6 +239,18 @@ class MetaTrainer:
             f"{first + self.settings.outer.meta_batch - 1} of seed {self.settings.run.seed}",
             fix="lower --inner-lr or --outer-lr, or set --clip; checkpoints before this are whole",
         )
+
+
+def _ways_within(table: ClassTable, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers of ways that the split has classes for."""
+    ways = tuple(n for n in wanted if n <= len(table.names))
+    if not ways:
+        raise DataError(
+            f"{table.dataset} has too few classes in its {table.split} split",
+            why=f"{len(table.names)} classes; every number of --ways needs more",
+            fix="lower --ways, or put more classes into the split",
+        )
+    return ways
 
 
 class StopRequest:

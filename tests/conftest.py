@@ -22,7 +22,7 @@ from hidra_cli.store.reader import PreparedImages
 TINY_OPTIONS = {"alphabets": 4, "characters": 12, "drawings": 8, "size": 16}
 TINY = DatasetSettings(name="glyphs", options=TINY_OPTIONS)
 TINY_DATA = [f"--data-opt={name}={value}" for name, value in TINY_OPTIONS.items()]
-TINY_MODEL = ["--bb-opt=filters=4", "--queries=3", "--meta-batch=2"]
+TINY_MODEL = ["--bb-opt=filters=8", "--queries=3", "--meta-batch=2"]
 TINY_RUN = [
     *TINY_DATA,
     *TINY_MODEL,

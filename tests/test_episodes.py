@@ -15,7 +15,6 @@ from hidra_cli.episodes import (
     EpisodeSampler,
     check_feasible,
     stream_key,
-    torch_generator,
 )
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.store.reader import ClassTable, PreparedImages
@@ -279,13 +278,6 @@ def test_a_task_is_its_row_of_the_batch_with_randomness_of_its_own() -> None:
 def test_streams_of_other_names_are_other_streams(a: tuple[int, str], b: tuple[int, str]) -> None:
     assert (stream_key(*a) == stream_key(*b)) == (a == b)
     assert 0 <= stream_key(*a) < 2**64
-
-
-def test_a_named_stream_gives_the_same_numbers_again() -> None:
-    first, again, other = (torch_generator(3, name) for name in ("x", "x", "y"))
-    numbers = torch.rand(4, generator=first)
-    assert torch.equal(numbers, torch.rand(4, generator=again))
-    assert not torch.equal(numbers, torch.rand(4, generator=other))
 
 
 RECORDED = {"classes": [[2, 7, 0]], "support": [[52, 48, 132, 126, 5, 3]], "query": [[54, 130, 11]]}

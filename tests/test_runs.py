@@ -357,3 +357,10 @@ def test_rows_of_metrics_are_on_disk_at_once(tmp_path: Path) -> None:
 def test_metrics_that_cannot_be_written_are_told(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"metrics\.csv could not be written"):
         MetricsFile(tmp_path / "gone" / "metrics.csv", ("a",))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/abs", "a/"])
+def test_a_name_that_is_no_name_of_a_directory_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="is not the name of a directory"):
+        create_run(tmp_path / "runs", name, Settings())
+    assert not (tmp_path / "runs").exists()

@@ -65,8 +65,9 @@ def prepare_images(
     from hidra_cli.store.paths import cache_dir as resolve_cache
 
     path = store_path(choice, cache_dir)
+    downloads = resolve_cache(cache_dir) / "downloads"
     if path.exists() and not force:
-        if not is_stale(choice.dataset, path):
+        if not is_stale(choice.dataset, choice.key, path, downloads):
             return False
         console.note(f"{choice.source} has changed since it was prepared")
     console.note(f"preparing {choice.plugin.name} …")
@@ -77,7 +78,7 @@ def prepare_images(
             path,
             version=choice.plugin.version,
             source=choice.source,
-            downloads=resolve_cache(cache_dir) / "downloads",
+            downloads=downloads,
             progress=advance,
             force=force,
             workers=workers,
@@ -91,13 +92,14 @@ def open_images(
     from hidra_cli.components import choose_dataset
     from hidra_cli.errors import DataError
     from hidra_cli.store.build import is_stale
+    from hidra_cli.store.paths import cache_dir as resolve_cache
     from hidra_cli.store.reader import open_store
 
     choice = choose_dataset(settings)
     if choice.dataset.embedded:
         prepare_images(choice, cache_dir, console)
     path = store_path(choice, cache_dir)
-    if is_stale(choice.dataset, path):
+    if is_stale(choice.dataset, choice.key, path, resolve_cache(cache_dir) / "downloads"):
         raise DataError(
             f"{choice.source} has changed since it was prepared",
             why="files were added, removed or edited",

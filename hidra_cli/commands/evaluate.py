@@ -28,6 +28,10 @@ def evaluate(
     queries: Annotated[int, typer.Option(help="Query images per class.", min=1)] = 15,
     episodes: Annotated[int, typer.Option(help="Episodes per number of ways.", min=2)] = 600,
     steps: Annotated[int | None, typer.Option(help="Inner steps. [as trained]", min=0)] = None,
+    normalization: Annotated[
+        Literal["support", "transductive", "none"] | None,
+        typer.Option(help="Where statistics come from. [as trained]", show_default=False),
+    ] = None,
     split: Annotated[
         Literal["train", "val", "test"], typer.Option(help="Classes to take episodes from.")
     ] = "test",
@@ -70,7 +74,7 @@ def evaluate(
     console = common.make_console(json_output, quiet, verbose)
     where = resolve_device(device or "auto")
     chosen = runs or [latest_run(common.runs_dir_of(runs_dir))]
-    models = [load_model(path, where, steps=steps) for path in chosen]
+    models = [load_model(path, where, steps=steps, normalization=normalization) for path in chosen]
     settings = models[0].settings.dataset
     if dataset is not None:
         options = parse_assignments(data_opt or [], "--data-opt")

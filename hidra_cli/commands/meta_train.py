@@ -265,21 +265,19 @@ def _test(
 
 
 def _dry_run(trainer: MetaTrainer, console: Console) -> None:
-    """One outer step: parameters, memory and speed."""
-    import resource
+    """An outer step at the most ways and shots: parameters, memory and speed."""
     import time
 
-    import torch
+    from hidra_cli.engine.devices import peak_memory
 
-    trainer.step()  # the first step pays for warming up
+    tasks = trainer.settings.tasks
+    largest = max(tasks.ways), max(tasks.shots)
+    trainer.step(largest)  # the first step pays for warming up
     begun = time.monotonic()
-    outcome, ways, shots, _ = trainer.step()
+    outcome, ways, shots, _ = trainer.step(largest)
     rate = trainer.settings.outer.meta_batch / (time.monotonic() - begun)
     count = sum(p.numel() for p in trainer.learner.parameters())
-    if trainer.device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(trainer.device) / 1e6
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    memory = peak_memory(trainer.device) / 1e6
     console.print("everything fits: plugins, data and every episode were checked")
     console.print(f"meta-parameters  {count:,}")
     console.print(f"peak memory      {memory:,.0f} MB ({trainer.device})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,18 @@ def resolve_device(name: str) -> torch.device:
             fix="--device cpu, or --device auto to take what there is",
         ) from exc
     return device
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes this process has held: on the device, or of the host for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def prepare(
         DataError: the source is incomplete or an image is damaged.
         RunError: the file cannot be written (a full disk).
     """
-    force = force or is_stale(dataset, path)
+    force = force or is_stale(dataset, key, path, downloads)
     if path.exists() and not force:
         return False
     # Released by the system when its process ends, so that no stale lock can be left.
@@ -102,16 +102,16 @@ def _write_beside(
         beside.unlink(missing_ok=True)
 
 
-def is_stale(dataset: Dataset, path: Path) -> bool:
+def is_stale(dataset: Dataset, key: StoreKey, path: Path, downloads: Path) -> bool:
     """Whether one's own folder has other files now than when it was prepared."""
     if not (dataset.source_is_identity and path.is_file()):
         return False
     try:
         with h5py.File(path, "r") as file:
             known = read_about(file, path)["attributes"].get("listing")
-    except (OSError, DataError):
+    except (OSError, ValueError, LookupError, DataError):
         return False  # damaged: opening it will say so
-    return bool(known != _listing(list(dataset.classes(path.parent))))
+    return bool(known != _listing(_listed(dataset, key, downloads)))
 
 
 def _listing(classes: list[ImageClass]) -> str:
@@ -121,7 +121,10 @@ def _listing(classes: list[ImageClass]) -> str:
         digest.update(f"{image_class.split}/{image_class.name}\n".encode())
         for reference in image_class.images:
             if isinstance(reference, Path):
-                status = reference.stat()
+                try:
+                    status = reference.stat()
+                except OSError as exc:
+                    raise DataError(f"the image {reference} cannot be read", why=str(exc)) from exc
                 digest.update(f"{reference}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -154,6 +157,11 @@ def _checked_classes(dataset: Dataset, key: StoreKey, downloads: Path) -> list[I
             raise DataError(
                 f"class {label} is in an unknown split",
                 why=f"'{image_class.split}' is none of {', '.join(SPLITS)}",
+            )
+        if image_class.quarter_turns % 2 and dataset.image_shape[1] != dataset.image_shape[2]:
+            raise DataError(
+                f"class {label} of {name} is turned by 90°, but its images are not square",
+                why=f"they are {dataset.image_shape[1]}×{dataset.image_shape[2]}",
             )
         if not len(image_class.images):
             raise DataError(f"class {label} of {name} has no image", fix="add images or remove it")
@@ -285,9 +293,9 @@ def _decoded(
                 pool.submit(decode_class, image_class, dataset.image_shape, dataset.invert)
             )
             if len(ahead) >= 8 * count:
-                yield ahead.pop(0).result()
+                yield _finished(ahead.pop(0))
         while ahead:
-            yield ahead.pop(0).result()
+            yield _finished(ahead.pop(0))
     except BrokenProcessPool as exc:
         raise RunError(
             "a decoding process was killed",
@@ -296,3 +304,16 @@ def _decoded(
         ) from exc
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(decoding: Future[tuple[UInt8, bytes]]) -> tuple[UInt8, bytes]:
+    try:
+        return decoding.result()
+    except (HidraError, BrokenProcessPool):
+        raise
+    except Exception as exc:  # images that cannot be pickled, or that fail while iterated
+        raise PluginError(
+            "the images of a class could not be handed to a decoding process",
+            why=f"{type(exc).__name__}: {exc}",
+            fix="this is a fault of the dataset plugin: report it to its authors",
+        ) from exc

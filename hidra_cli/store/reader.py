@@ -153,6 +153,7 @@ def write_about(file: h5py.File, about: dict[str, Any]) -> None:
     HDF5's own strings live in a heap, and a damaged heap can keep it looping without end.
     """
     marked = {"format": FORMAT, "format_version": FORMAT_VERSION, **about}
+    marked["hash"] = _about_hash(marked)
     file["about"] = np.frombuffer(json.dumps(marked).encode(), np.uint8)
 
 
@@ -160,7 +161,8 @@ def read_about(file: h5py.File, path: Path) -> dict[str, Any]:
     """What `write_about` kept.
 
     Raises:
-        DataError: the file is foreign, damaged or of another version.
+        DataError: the file is foreign or of another version.
+        ValueError: it is damaged.
     """
     try:
         about = json.loads(file["about"][:].astype(np.uint8).tobytes())
@@ -179,7 +181,14 @@ def read_about(file: h5py.File, path: Path) -> dict[str, Any]:
             why=f"this hidra reads version {FORMAT_VERSION}",
             fix=f"hidra prepare {about['attributes']['dataset']} --force",
         )
+    if about.get("hash") != _about_hash(about):
+        raise ValueError("what it says about itself does not match its hash")
     return dict(about)
+
+
+def _about_hash(about: dict[str, Any]) -> str:
+    rest = {key: value for key, value in about.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _checked(file: h5py.File, path: Path, load: bool) -> PreparedImages:

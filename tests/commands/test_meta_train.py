@@ -75,8 +75,8 @@ def test_a_dry_run_reports_and_writes_nothing(
         "--cache-dir", cache_dir, "--runs-dir", tmp_path / "runs",
     )  # fmt: skip
     assert done.code == 0, done.err
-    # three more blocks of 4 → 4 channels after the first of 1 → 4, each with an affine
-    assert done.json["meta_parameters"] == 9 * 4 + 3 * 9 * 16 + 4 * 8 + 5
+    # three more blocks of 8 → 8 channels after the first of 1 → 8, each with an affine
+    assert done.json["meta_parameters"] == 9 * 8 + 3 * 9 * 64 + 4 * 16 + 9
     assert done.json["tasks_per_second"] > 0
     assert not (tmp_path / "runs").exists()
 

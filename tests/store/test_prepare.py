@@ -435,3 +435,22 @@ def test_whatever_changes_the_images_changes_the_name_of_the_file() -> None:
         replace(base, source="/data"),
     ]
     assert len({key.file_name for key in [base, *others]}) == 6
+
+
+class Unpicklable(list[np.ndarray]):
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("cannot be handed over")
+
+
+def test_images_that_cannot_be_handed_to_a_worker_are_the_plugin_s_fault(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="handed to a decoding process") as caught:
+        run(Given(ImageClass("a", "train", Unpicklable(images(1)))), tmp_path / "x.h5")
+    assert "cannot be handed over" in caught.value.why
+    assert left_in(tmp_path) == set()
+
+
+def test_turning_images_that_are_not_square_is_refused(tmp_path: Path) -> None:
+    given = Given(ImageClass("a", "train", images(1), quarter_turns=1))
+    given.image_shape = (1, 3, 5)
+    with pytest.raises(DataError, match="not square"):
+        run(given, tmp_path / "x.h5")

@@ -168,10 +168,12 @@ def _as_group(file: h5py.File) -> None:
     file.create_group("images")
 
 
-def _about(edit: Callable[[dict[str, Any]], object]) -> Change:
+def _about(edit: Callable[[dict[str, Any]], object], *, rehash: bool = False) -> Change:
     def change(file: h5py.File) -> None:
         about = json.loads(file["about"][:].tobytes())
         edit(about)
+        if rehash:
+            about["hash"] = reader._about_hash(about)
         del file["about"]
         file["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
 
@@ -189,7 +191,8 @@ def _other_split(file: h5py.File) -> None:
         _about(lambda about: about.pop("names")),
         _as_group,
         _about(lambda about: about["attributes"].pop("content_hash")),
-        _about(lambda about: about["names"].reverse()),
+        _about(lambda about: about["names"].reverse(), rehash=True),
+        _about(lambda about: about["attributes"].update(licence="none at all")),
         _other_split,
         _about(lambda about: about["attributes"].update(invert="True")),
         _set("offsets", np.zeros(0, np.int64)),
@@ -206,6 +209,7 @@ def _other_split(file: h5py.File) -> None:
         "images is a group",
         "no hash",
         "another name",
+        "another licence",
         "another split",
         "another invert",
         "no offsets",
