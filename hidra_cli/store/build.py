@@ -21,9 +21,11 @@ from hidra_cli import __version__
 from hidra_cli.api.data import SPLITS, Dataset, ImageClass
 from hidra_cli.console import Advance
 from hidra_cli.errors import DataError, HidraError, PluginError, RunError
-from hidra_cli.store.decode import UInt8, decode_class
+from hidra_cli.store.decode import UInt8, decode_class, turned
 from hidra_cli.store.paths import StoreKey
 from hidra_cli.store.reader import ContentHash, open_store, read_about, write_about
+
+Decoding = Future[tuple[UInt8, bytes]]
 
 
 def prepare(
@@ -286,16 +288,19 @@ def _decoded(
     # Fresh interpreters: forking a process that has threads (torch) can deadlock.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context)
-    ahead: list[Future[tuple[UInt8, bytes]]] = []
+    ahead: list[tuple[Decoding, int]] = []
     try:
-        for image_class in classes:
-            ahead.append(
-                pool.submit(decode_class, image_class, dataset.image_shape, dataset.invert)
-            )
-            if len(ahead) >= 8 * count:
-                yield _finished(ahead.pop(0))
+        for before, image_class in zip([None, *classes], classes, strict=False):
+            if before is None or image_class.images is not before.images:
+                decoding = pool.submit(
+                    decode_class, image_class, dataset.image_shape, dataset.invert
+                )
+            # Turned versions of a class follow each other and are decoded once.
+            ahead.append((decoding, image_class.quarter_turns))
+            if len(ahead) >= 16 * count:
+                yield _finished(*ahead.pop(0))
         while ahead:
-            yield _finished(ahead.pop(0))
+            yield _finished(*ahead.pop(0))
     except BrokenProcessPool as exc:
         raise RunError(
             "a decoding process was killed",
@@ -306,9 +311,10 @@ def _decoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(decoding: Future[tuple[UInt8, bytes]]) -> tuple[UInt8, bytes]:
+def _finished(decoding: Decoding, quarter_turns: int) -> tuple[UInt8, bytes]:
     try:
-        return decoding.result()
+        decoded, digest = decoding.result()
+        return turned(decoded, quarter_turns), digest
     except (HidraError, BrokenProcessPool):
         raise
     except Exception as exc:  # images that cannot be pickled, or that fail while iterated

@@ -26,7 +26,7 @@ PREPROCESSING_VERSION = 1
 def decode_class(
     image_class: ImageClass, image_shape: tuple[int, int, int], invert: bool
 ) -> tuple[UInt8, bytes]:
-    """All images of one class.
+    """All images of one class, not yet turned.
 
     Returns:
         (n, C, H, W) uint8 and the SHA-256 of the undecoded sources, in order.
@@ -39,7 +39,7 @@ def decode_class(
     for reference in image_class.images:
         pixels, raw = _pixels(reference, image_shape)
         digest.update(hashlib.sha256(raw).digest())
-        images.append(np.rot90(pixels, image_class.quarter_turns, axes=(1, 2)))
+        images.append(pixels)
     if len(images) != len(image_class.images):
         raise DataError(
             f"class '{image_class.name}' says it has {len(image_class.images)} images",
@@ -48,6 +48,11 @@ def decode_class(
         )
     decoded = np.stack(images)
     return (255 - decoded if invert else decoded), digest.digest()
+
+
+def turned(images: UInt8, quarter_turns: int) -> UInt8:
+    """Images (n, C, H, W) rotated counter-clockwise by 90° × `quarter_turns`."""
+    return np.rot90(images, quarter_turns, axes=(2, 3))
 
 
 def decode_image(reference: Any, image_shape: tuple[int, int, int]) -> UInt8:

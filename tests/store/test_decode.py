@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hidra_cli.api import ArchiveMember, DataError, ImageClass
-from hidra_cli.store.decode import decode_class, decode_image
+from hidra_cli.store.decode import decode_class, decode_image, turned
 
 RED, WHITE = (200, 30, 60), (255, 255, 255)
 
@@ -168,8 +168,7 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("turns", range(-1, 5))
 def test_quarter_turns_are_counter_clockwise(turns: int) -> None:
     pixels = np.arange(9, dtype=np.uint8).reshape(3, 3)
-    found, _ = decode_class(ImageClass("c", "train", [pixels], turns), (1, 3, 3), False)
-    assert np.array_equal(found[0, 0], np.rot90(pixels, turns))
+    assert np.array_equal(turned(pixels[None, None], turns)[0, 0], np.rot90(pixels, turns))
 
 
 def test_inverting_swaps_dark_and_light() -> None:

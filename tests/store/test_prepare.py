@@ -454,3 +454,17 @@ def test_turning_images_that_are_not_square_is_refused(tmp_path: Path) -> None:
     given.image_shape = (1, 3, 5)
     with pytest.raises(DataError, match="not square"):
         run(given, tmp_path / "x.h5")
+
+
+def test_turned_versions_of_a_class_are_classes_of_their_own(tmp_path: Path) -> None:
+    shared, other = images(3), images(2)
+    classes = [ImageClass(f"a{turn}", "train", shared, turn) for turn in range(4)]
+    given = Given(*classes, ImageClass("b", "train", other))
+    given.image_shape = (1, 4, 4)
+    run(given, tmp_path / "x.h5")
+    found = open_store(tmp_path / "x.h5", "toy")
+    plain = found.gather(np.arange(3))
+    for turn in range(4):
+        expected = np.rot90(plain.numpy(), turn, axes=(2, 3))
+        assert np.array_equal(found.gather(np.arange(3) + 3 * turn).numpy(), expected)
+    assert found.table("train").counts.tolist() == [3, 3, 3, 3, 2]
