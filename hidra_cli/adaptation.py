@@ -11,16 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hidra_cli.components import build_learner
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import adapt
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.normalization import EpisodeNorm
 from hidra_cli.episodes import Task
 from hidra_cli.errors import DataError
-from hidra_cli.evaluation import TrainedModel
-from hidra_cli.runs import load_checkpoint, restore_error, save_checkpoint
-from hidra_cli.settings import Settings
+from hidra_cli.evaluation import TrainedModel, restore_learner
+from hidra_cli.runs import load_checkpoint, save_checkpoint
 
 CLASSIFIER_FORMAT = "hidra-classifier"
 
@@ -118,24 +116,10 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
         RunError: its weights do not fit.
     """
     checkpoint = load_checkpoint(path, CLASSIFIER_FORMAT)
-    meta = checkpoint.meta
-    try:
-        settings = Settings.model_validate(meta["settings"])
-        c, h, w = meta["image_shape"]
-        classes, max_ways = [str(name) for name in meta["classes"]], int(meta["max_ways"])
-    except (KeyError, TypeError, ValueError) as exc:
-        raise DataError(f"{path} is incomplete", why=str(exc).split("\n")[0]) from exc
-    learner = build_learner(
-        settings.model,
-        (c, h, w),
-        max_ways,
-        seed=settings.run.seed,
-        precision=settings.run.precision,
-    )
-    try:
-        learner.load_state_dict(checkpoint.part("model"))
-    except RuntimeError as exc:
-        raise restore_error(checkpoint, str(exc).split("\n")[0]) from exc
+    *_, learner = restore_learner(checkpoint)
+    classes = checkpoint.meta.get("classes")
+    if not isinstance(classes, list):
+        raise DataError(f"{path} is incomplete", why="it does not name its classes")
     statistics = checkpoint.part("statistics")
     for name, layer in _norm_layers(learner).items():
         if f"{name}.mean" in statistics:
@@ -146,7 +130,7 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
         dict(learner.backbone.named_parameters()),
         {name: value.to(device) for name, value in checkpoint.part("head").items()},
     )
-    return Classifier(learner, weights, classes)
+    return Classifier(learner, weights, [str(name) for name in classes])
 
 
 @torch.no_grad()

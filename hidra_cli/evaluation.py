@@ -247,18 +247,45 @@ def load_model(
     """
     path = find_checkpoint(chosen)
     checkpoint = load_checkpoint(path)
+    settings, image_shape, max_ways, learner = restore_learner(checkpoint, normalization)
+    name = chosen.name if chosen.is_dir() else f"{path.parent.parent.name}/{path.stem}"
+    return TrainedModel(
+        name,
+        path,
+        settings,
+        learner.to(device),
+        image_shape,
+        max_ways,
+        checkpoint.meta,
+        settings.inner.steps_at_test if steps is None else steps,
+    )
+
+
+def restore_learner(
+    checkpoint: Checkpoint, normalization: Mode | None = None
+) -> tuple[Settings, tuple[int, int, int], int, Learner]:
+    """Build what a checkpoint describes and give it the checkpoint's weights, on the CPU.
+
+    Returns:
+        Settings, image shape (C, H, W), the ways of a fixed-way head, and the learner.
+
+    Raises:
+        DataError: an entry is missing or wrong.
+        PluginError: a plugin it needs is missing; names the package.
+        RunError: the weights do not fit.
+    """
     try:
         settings = Settings.model_validate(checkpoint.meta["settings"])
-        if normalization is not None:
-            model = settings.model.model_copy(update={"normalization": normalization})
-            settings = settings.model_copy(update={"model": model})
-        c, h, w = checkpoint.meta["image_shape"]
+        c, h, w = map(int, checkpoint.meta["image_shape"])
         max_ways = int(checkpoint.meta["max_ways"])
+        _require_plugins(checkpoint)
     except (KeyError, TypeError, ValueError) as exc:
         raise DataError(
-            f"the checkpoint {path} is incomplete", why=str(exc).split("\n")[0]
+            f"{checkpoint.path} is incomplete", why=f"{type(exc).__name__}: {exc}".split("\n")[0]
         ) from exc
-    _require_plugins(checkpoint)
+    if normalization is not None:
+        model = settings.model.model_copy(update={"normalization": normalization})
+        settings = settings.model_copy(update={"model": model})
     learner = build_learner(
         settings.model,
         (c, h, w),
@@ -270,17 +297,7 @@ def load_model(
         learner.load_state_dict(checkpoint.part("model"))
     except RuntimeError as exc:
         raise restore_error(checkpoint, str(exc).split("\n")[0]) from exc
-    name = chosen.name if chosen.is_dir() else f"{path.parent.parent.name}/{path.stem}"
-    return TrainedModel(
-        name,
-        path,
-        settings,
-        learner.to(device),
-        (c, h, w),
-        max_ways,
-        checkpoint.meta,
-        settings.inner.steps_at_test if steps is None else steps,
-    )
+    return settings, (c, h, w), max_ways, learner
 
 
 def _require_plugins(checkpoint: Checkpoint) -> None:

@@ -49,17 +49,13 @@ def adapt(
     from hidra_cli.episodes import EpisodeSampler
     from hidra_cli.evaluation import load_model
     from hidra_cli.runs import latest_run
-    from hidra_cli.settings import DatasetSettings, parse_assignments
     from hidra_cli.store.build import writing_to
 
     console = common.make_console(json_output, quiet, verbose)
     where = resolve_device(device or "auto")
     run = checkpoint or latest_run(common.runs_dir_of(runs_dir))
     model = load_model(run, where, steps=steps)
-    settings = model.settings.dataset
-    if dataset is not None:
-        options = parse_assignments(data_opt or [], "--data-opt")
-        settings = DatasetSettings(name=dataset, source=source, options=options)
+    settings = common.another_dataset(model.settings.dataset, dataset, source, data_opt)
     images = common.open_images(settings, cache_dir, console)
     n = ways if ways is not None else (5 if model.learner.head.any_ways else model.max_ways)
     k = shots if shots is not None else min(model.settings.tasks.shots)

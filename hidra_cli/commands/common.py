@@ -45,6 +45,25 @@ def runs_dir_of(chosen: Path | None) -> Path:
     return chosen or Path(os.environ.get("HIDRA_RUNS_DIR") or "runs")
 
 
+def another_dataset(
+    trained_on: DatasetSettings, name: str | None, source: str | None, data_opt: list[str] | None
+) -> DatasetSettings:
+    """The dataset the flags name, or else the one a model was trained on."""
+    from hidra_cli.errors import UsageError
+    from hidra_cli.settings import DatasetSettings, parse_assignments
+
+    if name is not None:
+        options = parse_assignments(data_opt or [], "--data-opt")
+        return DatasetSettings(name=name, source=source, options=options)
+    if source is not None or data_opt:
+        raise UsageError(
+            "--source and --data-opt describe another dataset, but --dataset names none",
+            why=f"without --dataset the model's own is used: {trained_on.name}",
+            fix=f"add --dataset {trained_on.name}, or leave them out",
+        )
+    return trained_on
+
+
 def store_path(choice: DatasetChoice, cache_dir: Path | None) -> Path:
     """Where the prepared file of a dataset is, or would be."""
     from hidra_cli.store.paths import cache_dir as resolve_cache

@@ -10,8 +10,11 @@ import typer
 from hidra_cli.commands import common
 
 if TYPE_CHECKING:
+    import torch
+
     from hidra_cli.console import Console
     from hidra_cli.evaluation import Cell, Contender, TrainedModel
+    from hidra_cli.store.reader import ClassTable, PreparedImages
 
 
 def evaluate(
@@ -66,47 +69,33 @@ def evaluate(
       hidra evaluate runs/my-run --dataset omniglot --ways 5
     """
     from hidra_cli.engine.devices import resolve_device
-    from hidra_cli.episodes import EpisodeSampler
-    from hidra_cli.evaluation import NearestPixels, compare, evaluate_cell, load_model
+    from hidra_cli.evaluation import NearestPixels, compare, load_model
     from hidra_cli.runs import environment, latest_run
-    from hidra_cli.settings import DatasetSettings, parse_assignments
 
     console = common.make_console(json_output, quiet, verbose)
     where = resolve_device(device or "auto")
     chosen = runs or [latest_run(common.runs_dir_of(runs_dir))]
-    models = [load_model(path, where, steps=steps, normalization=normalization) for path in chosen]
-    settings = models[0].settings.dataset
-    if dataset is not None:
-        options = parse_assignments(data_opt or [], "--data-opt")
-        settings = DatasetSettings(name=dataset, source=source, options=options)
+    models = _distinct(
+        [load_model(path, where, steps=steps, normalization=normalization) for path in chosen]
+    )
+    settings = common.another_dataset(models[0].settings.dataset, dataset, source, data_opt)
     images = common.open_images(settings, cache_dir, console)
-    table = images.table(split)
-    shot_list = _numbers("--shots", shots) or min(m.settings.tasks.shots for m in models)
-    way_list = _numbers("--ways", ways) or _usual_ways(models, len(table.names))
-    shot_list = shot_list if isinstance(shot_list, tuple) else (shot_list,)
-    contenders: list[Contender] = [*_distinct(models), *([NearestPixels()] if pixels else [])]
-    plan = _plan(contenders, way_list, images.image_shape, console)
-    sampler = EpisodeSampler(table, way_list, shot_list, queries, seed)
     for model in models:
         if dataset is None and model.meta["dataset_hash"] != images.content_hash:
             console.warn(f"{model.name} was trained on other data than {images.path}")
-
-    cells: list[Cell] = []
-    for contender, n in plan:
-        for k in shot_list:
-            with console.progress(f"{contender.name}, {n} ways, {k} shots", episodes) as advance:
-                cells.append(
-                    evaluate_cell(
-                        contender,
-                        images,
-                        sampler,
-                        ways=n,
-                        shots=k,
-                        episodes=episodes,
-                        device=where,
-                        advance=advance,
-                    )
-                )
+    trained_shots = min(min(m.settings.tasks.shots) for m in models)
+    cells = _evaluate_all(
+        [*models, *([NearestPixels()] if pixels else [])],
+        images,
+        images.table(split),
+        _numbers("--ways", ways) or _usual_ways(models, len(images.table(split).names)),
+        _numbers("--shots", shots) or (trained_shots,),
+        queries=queries,
+        episodes=episodes,
+        seed=seed,
+        device=where,
+        console=console,
+    )
     result = {
         "format_version": 1,
         "dataset": images.dataset,
@@ -114,17 +103,7 @@ def evaluate(
         "split": split,
         "seed": seed,
         "queries": queries,
-        "models": [
-            {
-                "name": m.name,
-                "checkpoint": str(m.path),
-                "iteration": m.meta["iteration"],
-                "steps": m.steps,
-                "seed": m.settings.run.seed,
-                "settings": m.meta["settings"],
-            }
-            for m in models
-        ],
+        "models": [_describe(model) for model in models],
         "results": [cell.to_json() for cell in cells],
         "comparisons": compare(cells),
         "environment": environment(where, models[0].meta["plugins"]),
@@ -133,6 +112,54 @@ def evaluate(
     _show(cells, result, console)
     console.print(f"written: {folder / 'result.json'}, {folder / 'accuracy.png'}")
     console.result(result | {"folder": str(folder)})
+
+
+def _evaluate_all(
+    contenders: list[Contender],
+    images: PreparedImages,
+    table: ClassTable,
+    ways: tuple[int, ...],
+    shots: tuple[int, ...],
+    *,
+    queries: int,
+    episodes: int,
+    seed: int,
+    device: torch.device,
+    console: Console,
+) -> list[Cell]:
+    """Every contender at every number of ways and shots it can do, on the same episodes."""
+    from hidra_cli.episodes import EpisodeSampler
+    from hidra_cli.evaluation import evaluate_cell
+
+    plan = _plan(contenders, ways, images.image_shape, console)
+    sampler = EpisodeSampler(table, ways, shots, queries, seed)
+    cells = []
+    for contender, n in plan:
+        for k in shots:
+            with console.progress(f"{contender.name}, {n} ways, {k} shots", episodes) as advance:
+                cell = evaluate_cell(
+                    contender,
+                    images,
+                    sampler,
+                    ways=n,
+                    shots=k,
+                    episodes=episodes,
+                    device=device,
+                    advance=advance,
+                )
+            cells.append(cell)
+    return cells
+
+
+def _describe(model: TrainedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "checkpoint": str(model.path),
+        "iteration": model.meta["iteration"],
+        "steps": model.steps,
+        "normalization": model.normalization,
+        "settings": model.meta["settings"],
+    }
 
 
 def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:

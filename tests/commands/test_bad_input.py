@@ -229,3 +229,12 @@ def test_plugins_show_of_something_unknown(hidra: Hidra) -> None:
 
 def test_debug_adds_the_traceback(hidra: Hidra) -> None:
     assert "Traceback" in hidra("plugins", "show", "head:none-such", "--debug").err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "adapt"])
+def test_options_of_a_dataset_that_is_not_named_are_refused(
+    hidra: Hidra, runs_dir: Path, cache_dir: Path, command: str
+) -> None:
+    places = ["--runs-dir", runs_dir, "--cache-dir", cache_dir]
+    done = hidra(command, "--data-opt=size=16", *places)
+    assert_refused(done, 2, "--dataset names none", "--dataset glyphs")
