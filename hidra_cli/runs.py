@@ -22,8 +22,8 @@ from torch import Tensor
 
 from hidra_cli import __version__
 from hidra_cli.errors import DataError, RunError, UsageError
+from hidra_cli.files import write_atomically, writing_to
 from hidra_cli.settings import Settings, format_numbers
-from hidra_cli.store.build import writing_to
 
 CHECKPOINT_FORMAT = "hidra-checkpoint"
 FORMAT_VERSION = 1
@@ -103,30 +103,6 @@ def load_checkpoint(path: Path, expected: str = CHECKPOINT_FORMAT) -> Checkpoint
             fix="use the hidra that wrote it, or another file",
         )
     return Checkpoint(path, tensors, meta)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, then rename.
-
-    Raises:
-        RunError: the disk is full or the directory is gone; nothing half-written is left.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing_to(path):
-        try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file atomically."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hidra_cli.errors import DataError, RunError, UsageError
+from hidra_cli.files import write_atomically, write_json
 from hidra_cli.runs import (
     MetricsFile,
     RunDir,
@@ -28,8 +29,6 @@ from hidra_cli.runs import (
     load_checkpoint,
     optimizer_tensors,
     save_checkpoint,
-    write_atomically,
-    write_json,
 )
 from hidra_cli.settings import DatasetSettings, ModelSettings, Settings, TaskSettings
 

@@ -48,8 +48,8 @@ def adapt(
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.episodes import EpisodeSampler
     from hidra_cli.evaluation import load_model
+    from hidra_cli.files import writing_to
     from hidra_cli.runs import latest_run
-    from hidra_cli.store.build import writing_to
 
     console = common.make_console(json_output, quiet, verbose)
     where = resolve_device(device or "auto")

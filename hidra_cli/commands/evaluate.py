@@ -226,9 +226,8 @@ def _write(
 ) -> Path:
     from datetime import datetime
 
+    from hidra_cli.files import write_atomically, write_json, writing_to
     from hidra_cli.picture import accuracy_over_ways
-    from hidra_cli.runs import write_atomically, write_json
-    from hidra_cli.store.build import writing_to
 
     home = chosen if chosen.is_dir() else model.path.parent
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{result['dataset']}-{result['split']}"

@@ -184,7 +184,8 @@ def _train_and_test(
     name: str | None,
     console: Console,
 ) -> None:
-    from hidra_cli.runs import create_run, environment, write_atomically, write_json
+    from hidra_cli.files import write_atomically, write_json
+    from hidra_cli.runs import create_run, environment
 
     run = create_run(runs_dir, name, settings)
     write_atomically(run.path / "config.toml", settings.to_toml().encode())

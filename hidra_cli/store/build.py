@@ -21,6 +21,7 @@ from hidra_cli import __version__
 from hidra_cli.api.data import SPLITS, Dataset, ImageClass
 from hidra_cli.console import Advance
 from hidra_cli.errors import DataError, HidraError, PluginError, RunError
+from hidra_cli.files import writing_to
 from hidra_cli.store.decode import UInt8, decode_class, turned
 from hidra_cli.store.paths import StoreKey
 from hidra_cli.store.reader import ContentHash, open_store, read_about, write_about
@@ -129,20 +130,6 @@ def _listing(classes: list[ImageClass]) -> str:
                     raise DataError(f"the image {reference} cannot be read", why=str(exc)) from exc
                 digest.update(f"{reference}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """Tell a failed write as what it is: the path, the system's reason, what to do."""
-    try:
-        yield
-    except OSError as exc:
-        raise RunError(
-            f"{path} could not be written",
-            why=exc.strerror or str(exc).split("\n")[0],
-            fix="free some space or choose another place (--cache-dir for prepared images, "
-            "--runs-dir for runs); nothing half-written was left",
-        ) from exc
 
 
 def _checked_classes(dataset: Dataset, key: StoreKey, downloads: Path) -> list[ImageClass]:
