@@ -15,9 +15,9 @@ from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import adapt
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.normalization import EpisodeNorm
-from hidra_cli.episodes import Task
+from hidra_cli.engine.tasks import Task
 from hidra_cli.errors import DataError
-from hidra_cli.evaluation import TrainedModel, restore_learner
+from hidra_cli.models import TrainedModel, restore_learner
 from hidra_cli.runs import load_checkpoint, save_checkpoint
 
 CLASSIFIER_FORMAT = "hidra-classifier"

@@ -73,7 +73,7 @@ def build_learner(
 
     from hidra_cli.engine.learner import Learner
     from hidra_cli.engine.normalization import norm_factory
-    from hidra_cli.episodes import stream_key
+    from hidra_cli.streams import stream_key
 
     factory, episode = norm_factory(model.normalization)
     with torch.random.fork_rng(devices=[]):

@@ -6,70 +6,16 @@ query images are ordered by class, and labels are 0..N−1.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.store.reader import ClassTable, Int64, PreparedImages
-
-
-def stream_key(seed: int, *names: str | int) -> int:
-    """A 64-bit key for one independent random stream of a run's seed."""
-    text = "/".join(str(part) for part in ("hidra", seed, *names))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Labelled images of T tasks: images (T, n, C, H, W) in [0, 1], labels (T, n)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task: images (n, C, H, W), labels (n,), and its key in the random stream."""
-
-    support_images: Tensor
-    support_labels: Tensor
-    query_images: Tensor
-    query_labels: Tensor
-    ways: int
-    generator_key: int
-
-    def generator(self) -> torch.Generator:
-        """Fresh randomness for a head, the same whenever this task is seen."""
-        return torch.Generator().manual_seed(self.generator_key)
-
-
-@dataclass(frozen=True)
-class TaskBatch:
-    """T tasks of the same ways and shots, as tensors on one device."""
-
-    support: Examples
-    query: Examples
-    ways: int
-    shots: int
-    generator_keys: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.generator_keys)
-
-    def task(self, index: int) -> Task:
-        return Task(
-            self.support.images[index],
-            self.support.labels[index],
-            self.query.images[index],
-            self.query.labels[index],
-            self.ways,
-            self.generator_keys[index],
-        )
+from hidra_cli.streams import stream_key
 
 
 @dataclass(frozen=True)

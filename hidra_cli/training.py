@@ -25,7 +25,8 @@ from hidra_cli.engine.inner_loop import Outcome, adapt, meta_gradient, query_acc
 from hidra_cli.engine.learner import Learner
 from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.errors import DataError, RunError, StoppedError
-from hidra_cli.evaluation import inner_loop, interval
+from hidra_cli.evaluation import interval
+from hidra_cli.models import inner_loop
 from hidra_cli.runs import MetricsFile, RunDir, optimizer_tensors, save_checkpoint
 from hidra_cli.settings import Settings
 from hidra_cli.store.reader import ClassTable, PreparedImages

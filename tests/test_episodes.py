@@ -10,14 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hidra_cli.api.data import Split
-from hidra_cli.episodes import (
-    EpisodeIndices,
-    EpisodeSampler,
-    check_feasible,
-    stream_key,
-)
+from hidra_cli.episodes import EpisodeIndices, EpisodeSampler, check_feasible
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.store.reader import ClassTable, PreparedImages
+from hidra_cli.streams import stream_key
 
 
 def table(counts: list[int], split: Split = "train", gap: int = 3) -> ClassTable:

@@ -16,7 +16,7 @@ import torch
 
 from hidra_cli.console import Console
 from hidra_cli.errors import DataError, RunError, UsageError
-from hidra_cli.evaluation import load_model
+from hidra_cli.models import load_model
 from hidra_cli.runs import RunDir, create_run, load_checkpoint
 from hidra_cli.settings import Settings, resolve
 from hidra_cli.store.reader import PreparedImages

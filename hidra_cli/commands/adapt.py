@@ -47,8 +47,8 @@ def adapt(
     from hidra_cli.adaptation import adapt_task, save_classifier
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.episodes import EpisodeSampler
-    from hidra_cli.evaluation import load_model
     from hidra_cli.files import writing_to
+    from hidra_cli.models import load_model
     from hidra_cli.runs import latest_run
 
     console = common.make_console(json_output, quiet, verbose)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import torch
 
     from hidra_cli.console import Console
-    from hidra_cli.evaluation import Cell, Contender, TrainedModel
+    from hidra_cli.evaluation import Cell, Contender
+    from hidra_cli.models import TrainedModel
     from hidra_cli.store.reader import ClassTable, PreparedImages
 
 
@@ -69,7 +70,8 @@ def evaluate(
       hidra evaluate runs/my-run --dataset omniglot --ways 5
     """
     from hidra_cli.engine.devices import resolve_device
-    from hidra_cli.evaluation import NearestPixels, compare, load_model
+    from hidra_cli.evaluation import NearestPixels, compare
+    from hidra_cli.models import load_model
     from hidra_cli.runs import environment, latest_run
 
     console = common.make_console(json_output, quiet, verbose)

@@ -224,7 +224,8 @@ def _test(
 ) -> list[dict[str, Any]]:
     """Test the best checkpoint over ways: the table that ends a run."""
     from hidra_cli.episodes import EpisodeSampler
-    from hidra_cli.evaluation import evaluate_cell, load_model, percent
+    from hidra_cli.evaluation import evaluate_cell, percent
+    from hidra_cli.models import load_model
 
     episodes = settings.outer.test_episodes
     if not episodes:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hidra_cli.api import FastWeights
 from hidra_cli.engine.learner import Learner, Weights
-from hidra_cli.episodes import Task, TaskBatch
+from hidra_cli.engine.tasks import Task, TaskBatch
 
 # The number of ways at which a rate scaled by the ways equals the rate as given.
 REFERENCE_WAYS = 5

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from hidra_cli.api import Backbone, FastWeights, Head
 from hidra_cli.engine.normalization import Episode, Mode
-from hidra_cli.episodes import Task
+from hidra_cli.engine.tasks import Task
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -9,7 +9,7 @@ import torch
 
 from hidra_cli.adaptation import Classifier, adapt_task, load_classifier, save_classifier
 from hidra_cli.episodes import EpisodeSampler
-from hidra_cli.evaluation import load_model
+from hidra_cli.models import load_model
 from hidra_cli.store.reader import PreparedImages
 
 from ..conftest import TINY_DATA, TINY_MODEL, Hidra

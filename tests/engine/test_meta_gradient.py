@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hidra_cli.engine.inner_loop import InnerLoop, adapt, meta_gradient
 from hidra_cli.engine.learner import Learner, Weights
-from hidra_cli.episodes import Task, TaskBatch
+from hidra_cli.engine.tasks import Task, TaskBatch
 
 from .tools import HEADS, Mode, make_batch, make_learner
 

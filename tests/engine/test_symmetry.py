@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hidra_cli.engine.inner_loop import InnerLoop, adapt, meta_gradient
 from hidra_cli.engine.learner import Learner
-from hidra_cli.episodes import Task
+from hidra_cli.engine.tasks import Task
 
 from .tools import Mode, make_batch, make_learner
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hidra_cli.api import FastWeights, Head
 from hidra_cli.engine.learner import Learner, Precision
 from hidra_cli.engine.normalization import norm_factory
-from hidra_cli.episodes import Examples, TaskBatch
+from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4
 from hidra_plugins.heads import Hidra, Maml, Random, Zero
 

@@ -1,0 +1,163 @@
+"""Meta-trained models, restored from their checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hidra_cli.components import build_learner, fixed_ways_error
+from hidra_cli.engine.inner_loop import InnerLoop, adapt, query_accuracy
+from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.normalization import Mode
+from hidra_cli.engine.tasks import Task
+from hidra_cli.errors import DataError, HidraError, PluginError, UsageError
+from hidra_cli.registry import Kind, find
+from hidra_cli.runs import Checkpoint, find_checkpoint, load_checkpoint, restore_error
+from hidra_cli.settings import Settings
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint, restored."""
+
+    name: str
+    path: Path
+    settings: Settings
+    learner: Learner
+    image_shape: tuple[int, int, int]
+    max_ways: int
+    meta: dict[str, Any]
+    steps: int
+
+    @property
+    def normalization(self) -> str:
+        return self.settings.model.normalization
+
+    @property
+    def inner(self) -> InnerLoop:
+        return inner_loop(self.settings)
+
+    def check(self, ways: Sequence[int], image_shape: tuple[int, int, int]) -> None:
+        if not self.learner.head.any_ways and set(ways) != {self.max_ways}:
+            raise fixed_ways_error(self.settings.model.head, tuple(ways), self.max_ways)
+        if image_shape != self.image_shape:
+            c, h, w = self.image_shape
+            oc, oh, ow = image_shape
+            raise UsageError(
+                f"{self.name} was trained on {h}×{w} images with {c} channel(s)",
+                why=f"these are {oh}×{ow} with {oc}",
+                fix="prepare the dataset with the same size (--data-opt size=…) and channels",
+            )
+
+    def accuracies(self, task: Task, *, every_step: bool) -> list[float]:
+        path = adapt(self.learner, task, self.inner, meta=False, steps=self.steps)
+        if every_step:
+            return [query_accuracy(self.learner, weights, task) for weights in path]
+        *_, adapted = path
+        return [query_accuracy(self.learner, adapted, task)]
+
+
+def inner_loop(settings: Settings) -> InnerLoop:
+    """The engine's inner loop as the settings describe it."""
+    inner = settings.inner
+    return InnerLoop(
+        steps=inner.steps,
+        inner_lr=inner.inner_lr,
+        head_lr=inner.head_lr,
+        adapt=inner.adapt,
+        order=inner.order,
+    )
+
+
+def load_model(
+    chosen: Path,
+    device: torch.device,
+    *,
+    steps: int | None = None,
+    normalization: Mode | None = None,
+) -> TrainedModel:
+    """Restore the model of a run directory (its best checkpoint) or of a checkpoint file.
+
+    Args:
+        chosen: the run directory or file.
+        device: where its weights go.
+        steps: inner steps, instead of the run's own.
+        normalization: where statistics come from, instead of the run's own mode.
+
+    Raises:
+        DataError: there is no such checkpoint, or it is damaged.
+        PluginError: a plugin it needs is missing; names the package.
+        RunError: the weights do not fit.
+    """
+    path = find_checkpoint(chosen)
+    checkpoint = load_checkpoint(path)
+    settings, image_shape, max_ways, learner = restore_learner(checkpoint, normalization)
+    name = chosen.name if chosen.is_dir() else f"{path.parent.parent.name}/{path.stem}"
+    return TrainedModel(
+        name,
+        path,
+        settings,
+        learner.to(device),
+        image_shape,
+        max_ways,
+        checkpoint.meta,
+        settings.inner.steps_at_test if steps is None else steps,
+    )
+
+
+def restore_learner(
+    checkpoint: Checkpoint, normalization: Mode | None = None
+) -> tuple[Settings, tuple[int, int, int], int, Learner]:
+    """Build what a checkpoint describes and give it the checkpoint's weights, on the CPU.
+
+    Returns:
+        Settings, image shape (C, H, W), the ways of a fixed-way head, and the learner.
+
+    Raises:
+        DataError: an entry is missing or wrong.
+        PluginError: a plugin it needs is missing; names the package.
+        RunError: the weights do not fit.
+    """
+    try:
+        settings = Settings.model_validate(checkpoint.meta["settings"])
+        c, h, w = map(int, checkpoint.meta["image_shape"])
+        max_ways = int(checkpoint.meta["max_ways"])
+        _require_plugins(checkpoint)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise DataError(
+            f"{checkpoint.path} is incomplete", why=f"{type(exc).__name__}: {exc}".split("\n")[0]
+        ) from exc
+    if normalization is not None:
+        model = settings.model.model_copy(update={"normalization": normalization})
+        settings = settings.model_copy(update={"model": model})
+    learner = build_learner(
+        settings.model,
+        (c, h, w),
+        max_ways,
+        seed=settings.run.seed,
+        precision=settings.run.precision,
+    )
+    try:
+        learner.load_state_dict(checkpoint.part("model"))
+    except RuntimeError as exc:
+        raise restore_error(checkpoint, str(exc).split("\n")[0]) from exc
+    return settings, (c, h, w), max_ways, learner
+
+
+def _require_plugins(checkpoint: Checkpoint) -> None:
+    kinds: tuple[Kind, ...] = ("backbone", "head")
+    for kind in kinds:
+        recorded = checkpoint.meta["plugins"][kind]
+        try:
+            find(kind, recorded["name"])
+        except HidraError as exc:
+            raise PluginError(
+                f"{checkpoint.path} needs the {kind} '{recorded['name']}'",
+                why=f"it came from {recorded['distribution']} {recorded['version']}, "
+                "which is not installed",
+                fix=f"pip install {recorded['distribution']}=={recorded['version']}",
+            ) from exc
