@@ -15,6 +15,7 @@ class HidraError(Exception):
     """
 
     code: int = EXIT_FAILED
+    label = "error"
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         super().__init__(what)
@@ -23,7 +24,7 @@ class HidraError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        lines = [f"error: {self.what}"]
+        lines = [f"{self.label}: {self.what}"]
         lines += [f"why: {self.why}"] if self.why else []
         lines += [f"fix: {self.fix}"] if self.fix else []
         return "\n".join(lines)
@@ -60,6 +61,8 @@ class DeviceError(HidraError):
 class StoppedError(HidraError):
     """A run stopped by a signal after saving; the exit code is 128 + the signal's number."""
 
-    def __init__(self, what: str, *, signal_number: int, fix: str = "") -> None:
-        super().__init__(what, fix=fix)
+    label = "stopped"
+
+    def __init__(self, what: str, *, signal_number: int, why: str) -> None:
+        super().__init__(what, why=why)
         self.code = 128 + signal_number

@@ -161,7 +161,7 @@ class InnerSettings(_Section):
 class OuterSettings(_Section):
     """Meta-training: Adam on the query loss of adapted weights."""
 
-    iterations: int = Field(600, ge=1)
+    iterations: int = Field(500, ge=1)
     meta_batch: int = Field(4, ge=1, le=100_000)
     outer_lr: float = Field(1e-3, gt=0)
     clip: float = Field(10.0, ge=0)

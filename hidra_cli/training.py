@@ -167,9 +167,9 @@ class MetaTrainer:
                     if stop.number:
                         self._save(run, best=False)
                         raise StoppedError(
-                            f"stopped after iteration {self.iteration}, which is saved",
+                            f"after iteration {self.iteration}, which is saved in {run.last}",
                             signal_number=stop.number,
-                            fix=f"its checkpoint is {run.last}",
+                            why=f"{signal.Signals(stop.number).name} was received",
                         )
         finally:
             metrics.close()
@@ -200,10 +200,12 @@ class MetaTrainer:
             better = self.best is None or validation.accuracy > self.best.accuracy + 1e-9
             if better:
                 self.best = validation
+            metrics.write(row)
             self._save(run, best=better)
-        metrics.write(row)
-        shown = f", best validation {100 * self.best.accuracy:.1f} %" if self.best else ""
-        advance(self.iteration, f"loss {outcome.loss:.3f}, {rate:.1f} tasks/s{shown}")
+        else:
+            metrics.write(row)
+        shown = f", val {100 * self.best.accuracy:.1f} %" if self.best else ""
+        advance(self.iteration, f"loss {outcome.loss:.2f}, {rate:.1f} tasks/s{shown}")
 
     def _save(self, run: RunDir, *, best: bool) -> None:
         tensors = {f"model.{name}": value for name, value in self.learner.state_dict().items()}

@@ -221,6 +221,8 @@ def test_a_signal_ends_the_run_after_saving_the_finished_step(
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
+    assert "stopped: after iteration" in errors
+    assert number.name in errors
     assert "Traceback" not in errors
     steps = rows(run)
     saved = load_checkpoint(run.last).meta["iteration"]
