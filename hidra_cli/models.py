@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hidra_cli.components import build_learner, fixed_ways_error
-from hidra_cli.engine.inner_loop import InnerLoop, adapt, query_accuracy
+from hidra_cli.engine.inner_loop import InnerLoop, adapt, adapted, query_accuracy
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.normalization import Mode
 from hidra_cli.engine.tasks import Task
@@ -54,11 +54,11 @@ class TrainedModel:
             )
 
     def accuracies(self, task: Task, *, every_step: bool) -> list[float]:
+        if not every_step:
+            weights = adapted(self.learner, task, self.inner, meta=False, steps=self.steps)
+            return [query_accuracy(self.learner, weights, task)]
         path = adapt(self.learner, task, self.inner, meta=False, steps=self.steps)
-        if every_step:
-            return [query_accuracy(self.learner, weights, task) for weights in path]
-        *_, adapted = path
-        return [query_accuracy(self.learner, adapted, task)]
+        return [query_accuracy(self.learner, weights, task) for weights in path]
 
 
 def inner_loop(settings: Settings) -> InnerLoop:

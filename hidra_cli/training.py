@@ -21,7 +21,7 @@ import torch
 from hidra_cli.components import build_learner, check_head_can, used_plugins
 from hidra_cli.console import Advance
 from hidra_cli.engine.devices import memory_errors
-from hidra_cli.engine.inner_loop import Outcome, adapt, meta_gradient, query_accuracy
+from hidra_cli.engine.inner_loop import Outcome, adapted, meta_gradient, query_accuracy
 from hidra_cli.engine.learner import Learner
 from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.errors import DataError, RunError, StoppedError
@@ -146,8 +146,8 @@ class MetaTrainer:
                     self.images, episodes, ways, shots, self.device
                 )
                 for task in map(batch.task, range(len(batch))):
-                    *_, adapted = adapt(self.learner, task, self.inner, meta=False, steps=steps)
-                    accuracies.append(query_accuracy(self.learner, adapted, task))
+                    weights = adapted(self.learner, task, self.inner, meta=False, steps=steps)
+                    accuracies.append(query_accuracy(self.learner, weights, task))
         mean, half = interval(np.array(accuracies))
         return Validation(self.iteration, mean, half)
 

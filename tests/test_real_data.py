@@ -53,3 +53,19 @@ def test_real_cifar_fs_from_its_zip_to_accuracy(
     assert trained.code == 0, trained.err
     (five,) = [row for row in trained.json["test"] if row["ways"] == 5]
     assert five["accuracy"] - five["interval"] > 0.25  # chance is 0.2
+
+
+@pytest.mark.slow
+def test_what_the_default_run_learns_from_glyphs_holds_on_real_omniglot(
+    hidra: Hidra, real_omniglot: Path, tmp_path: Path
+) -> None:
+    places = ["--cache-dir", tmp_path / "cache", "--json", "-q"]
+    assert hidra("prepare", "omniglot", "--source", real_omniglot, *places).code == 0
+    trained = hidra("meta-train", "--runs-dir", tmp_path / "runs", "--name=glyphs", *places)
+    assert trained.code == 0, trained.err
+    assert [row["ways"] for row in trained.json["test"]] == [2, 5, 10, 20]
+    evaluated = hidra(
+        "evaluate", tmp_path / "runs" / "glyphs", "--dataset=omniglot", "--ways=5", *places
+    )
+    assert evaluated.code == 0, evaluated.err
+    assert evaluated.json["results"][0]["accuracy"] >= 0.80

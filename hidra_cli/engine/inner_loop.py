@@ -9,6 +9,7 @@ This is the readable specification: one task at a time, plain autograd.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
@@ -89,6 +90,14 @@ def adapt(
         yield weights
 
 
+def adapted(
+    learner: Learner, task: Task, inner: InnerLoop, *, meta: bool, steps: int | None = None
+) -> Weights:
+    """φ_S, the last of what `adapt` yields; the others are not held."""
+    (weights,) = deque(adapt(learner, task, inner, meta=meta, steps=steps), maxlen=1)
+    return weights
+
+
 def _descend(
     learner: Learner,
     weights: Weights,
@@ -131,8 +140,7 @@ def meta_gradient(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> Outco
     losses, accuracies = [], []
     for index in range(len(batch)):
         task = batch.task(index)
-        *_, adapted = adapt(learner, task, inner, meta=True)
-        logits = learner.query_logits(adapted, task)
+        logits = learner.query_logits(adapted(learner, task, inner, meta=True), task)
         loss = F.cross_entropy(logits, task.query_labels)
         (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.item())
