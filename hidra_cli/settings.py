@@ -202,7 +202,10 @@ class Resolved:
     def rows(self) -> list[tuple[str, str, str]]:
         """(dotted key, value, origin), in the order of the models."""
         flat = _flatten(self.settings.model_dump())
-        return [(key, str(value), self.origins.get(key, "default")) for key, value in flat.items()]
+        return [
+            (key, "–" if value is None else str(value), self.origins.get(key, "default"))
+            for key, value in flat.items()
+        ]
 
 
 def resolve(

@@ -49,6 +49,7 @@ class CifarFS(Dataset):
     """
 
     api_version = 1
+    downloadable = True
     title = "CIFAR-100 for few-shot learning (CIFAR-FS, FC100)"
     licence = "none stated by the authors of CIFAR-100"
     citation = (

@@ -60,6 +60,7 @@ class Omniglot(Dataset):
     """
 
     api_version = 1
+    downloadable = True
     title = "Omniglot"
     licence = "MIT"
     citation = (

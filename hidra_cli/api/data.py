@@ -59,6 +59,7 @@ class Dataset(ABC):
         title, licence, citation, homepage: recorded in every prepared file.
         embedded: made by the program itself, needs neither source nor download; `meta-train`
             then prepares it without being asked.
+        downloadable: can be had without a source.
         source_is_identity: two sources are two datasets (one's own folders), so the source is
             part of the name of the prepared file.
 
@@ -75,6 +76,7 @@ class Dataset(ABC):
     homepage: ClassVar[str] = ""
     embedded: ClassVar[bool] = False
     source_is_identity: ClassVar[bool] = False
+    downloadable: ClassVar[bool] = False
 
     image_shape: tuple[int, int, int]
     invert: bool = False

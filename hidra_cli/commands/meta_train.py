@@ -11,9 +11,9 @@ from hidra_cli.commands import common
 
 if TYPE_CHECKING:
     from hidra_cli.console import Console
+    from hidra_cli.episodes import EpisodeSampler
     from hidra_cli.runs import RunDir
     from hidra_cli.settings import Resolved, Settings
-    from hidra_cli.store.reader import PreparedImages
     from hidra_cli.training import MetaTrainer
 
 # Where each flag goes; the panels of --help follow the sections.
@@ -166,20 +166,38 @@ def _train(
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.training import MetaTrainer
 
-    check_head_can(settings, settings.tasks.ways)
+    check_head_can(settings, settings.tasks.ways)  # before any image is prepared
     device = resolve_device(settings.run.device)
     images = common.open_images(settings.dataset, cache_dir, console)
     trainer = MetaTrainer(settings, images, device)
+    test_episodes = _test_episodes(trainer, console)
     if dry_run:
         _dry_run(trainer, console)
         return
-    _train_and_test(settings, images, trainer, common.runs_dir_of(runs_dir), name, console)
+    _train_and_test(trainer, test_episodes, common.runs_dir_of(runs_dir), name, console)
+
+
+def _test_episodes(trainer: MetaTrainer, console: Console) -> EpisodeSampler | None:
+    """What the final table is measured on; checked before the run, not after it."""
+    from hidra_cli.episodes import EpisodeSampler
+
+    settings, table = trainer.settings, trainer.images.table("test")
+    if not settings.outer.test_episodes:
+        return None
+    wanted = set(settings.tasks.ways)
+    if trainer.learner.head.any_ways:
+        wanted = {*TABLE_WAYS, max(wanted)}
+    ways = sorted(n for n in wanted if n <= len(table.names))
+    if not ways:
+        console.warn(f"the test split of {table.dataset} has too few classes for a test table")
+        return None
+    shots = (min(settings.tasks.shots),)
+    return EpisodeSampler(table, ways, shots, settings.tasks.queries, settings.run.seed)
 
 
 def _train_and_test(
-    settings: Settings,
-    images: PreparedImages,
     trainer: MetaTrainer,
+    test_episodes: EpisodeSampler | None,
     runs_dir: Path,
     name: str | None,
     console: Console,
@@ -187,10 +205,11 @@ def _train_and_test(
     from hidra_cli.files import write_atomically, write_json
     from hidra_cli.runs import create_run, environment
 
+    settings = trainer.settings
     run = create_run(runs_dir, name, settings)
     write_atomically(run.path / "config.toml", settings.to_toml().encode())
     facts = environment(trainer.device, trainer.plugins)
-    facts["dataset"] = dict(images.attributes)
+    facts["dataset"] = dict(trainer.images.attributes)
     write_json(run.path / "environment.json", facts)
     if trainer.validation_ways != settings.tasks.ways:
         console.note(
@@ -206,7 +225,7 @@ def _train_and_test(
         "iterations": settings.outer.iterations,
         "tasks_per_second": round(trained.tasks_per_second, 2),
         "best_validation": vars(trained.best),
-        "test": _test(run, images, settings, trainer, console),
+        "test": _test(run, trainer, test_episodes, console) if test_episodes else [],
         "environment": facts,
     }
     write_json(run.result, result)
@@ -216,46 +235,32 @@ def _train_and_test(
 
 
 def _test(
-    run: RunDir,
-    images: PreparedImages,
-    settings: Settings,
-    trainer: MetaTrainer,
-    console: Console,
+    run: RunDir, trainer: MetaTrainer, sampler: EpisodeSampler, console: Console
 ) -> list[dict[str, Any]]:
     """Test the best checkpoint over ways: the table that ends a run."""
-    from hidra_cli.episodes import EpisodeSampler
     from hidra_cli.evaluation import evaluate_cell, percent
     from hidra_cli.models import load_model
 
-    episodes = settings.outer.test_episodes
-    if not episodes:
-        return []
-    table, shots = images.table("test"), min(settings.tasks.shots)
+    settings, (shots,) = trainer.settings, sampler.shots
     model = load_model(run.path, trainer.device)
-    wanted = TABLE_WAYS if model.learner.head.any_ways else settings.tasks.ways
-    ways = [n for n in wanted if n <= len(table.names)]
-    if not ways:
-        console.warn(f"the test split of {table.dataset} has too few classes for a test table")
-        return []
-    sampler = EpisodeSampler(table, ways, (shots,), settings.tasks.queries, settings.run.seed)
+    episodes = settings.outer.test_episodes
     cells = []
-    for n in ways:
-        with console.progress(f"testing {n} ways", episodes) as advance:
-            cells.append(
-                evaluate_cell(
-                    model,
-                    images,
-                    sampler,
-                    ways=n,
-                    shots=shots,
-                    episodes=episodes,
-                    device=trainer.device,
-                    every_step=False,
-                    advance=advance,
-                ).to_json()
+    for ways in sampler.ways:
+        with console.progress(f"testing {ways} ways", episodes) as advance:
+            cell = evaluate_cell(
+                model,
+                trainer.images,
+                sampler,
+                ways=ways,
+                shots=shots,
+                episodes=episodes,
+                device=trainer.device,
+                every_step=False,
+                advance=advance,
             )
+        cells.append(cell.to_json())
     console.table(
-        f"Test accuracy of {settings.model.head} on {table.dataset}, {shots}-shot, "
+        f"Test accuracy of {settings.model.head} on {trainer.images.dataset}, {shots}-shot, "
         f"{episodes} episodes, {settings.model.normalization} normalization",
         ["ways", "accuracy, %", "chance, %"],
         [

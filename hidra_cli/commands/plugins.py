@@ -121,6 +121,7 @@ def _abilities(component: type[Any]) -> dict[str, str]:
     if hasattr(component, "any_ways"):
         return {"ways": "any number" if component.any_ways else "one fixed number"}
     if hasattr(component, "licence"):
-        source = "made by hidra itself" if component.embedded else "--source or a download"
+        source = "--source or a download" if component.downloadable else "--source"
+        source = "generated, no download" if component.embedded else source
         return {"licence": component.licence, "homepage": component.homepage, "images": source}
     return {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import TINY_DATA, TINY_MODEL, TINY_RUN, Hidra
+from ..conftest import TINY_DATA, TINY_MODEL, TINY_RUN, Hidra, WriteImage
 
 
 def test_a_run_leaves_everything_that_is_needed_to_trust_it(runs_dir: Path) -> None:
@@ -110,3 +110,21 @@ def test_every_backbone_and_normalization_runs(
     )  # fmt: skip
     assert done.code == 0, done.err
     assert done.json["iterations"] == 1
+
+
+def test_the_final_table_is_checked_before_the_run(
+    hidra: Hidra, tmp_path: Path, write_image: WriteImage
+) -> None:
+    for split, images in (("train", 6), ("val", 6), ("test", 3)):
+        for number in range(3):
+            for image in range(images):
+                write_image(tmp_path / "mine" / split / f"{split}{number}" / f"{image}.png")
+    own = ["--source", tmp_path / "mine", "--data-opt=size=16", "--cache-dir", tmp_path / "cache"]
+    assert hidra("prepare", "folder", *own, "-q").code == 0
+    model = ["--bb-opt=filters=4", "--ways=2-3", "--queries=3", "--runs-dir", tmp_path / "runs"]
+    refused = hidra("meta-train", "--dataset=folder", *own, *model)
+    assert refused.code == 3
+    assert "class 'test0' of folder has too few images" in refused.err
+    assert not (tmp_path / "runs").exists()
+    few = ["--iterations=1", "--validation-episodes=2", "--test-episodes=0"]
+    assert hidra("meta-train", "--dataset=folder", *own, *model, *few, "-q").code == 0
