@@ -107,8 +107,7 @@ class _Section(BaseModel):
             raise ValueError("true and false are not expected here")
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, str) and get_origin(annotation) is dict:  # from a variable: a=1,b=2
-            pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-            return {name.strip(): text.strip() for name, _, text in pairs}
+            return parse_assignments(filter(str.strip, value.split(",")), str(info.field_name))
         return _literal(annotation, value)
 
 

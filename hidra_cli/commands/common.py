@@ -89,6 +89,7 @@ def prepare_images(
         if not is_stale(choice.dataset, choice.key, path, downloads):
             return False
         console.note(f"{choice.source} has changed since it was prepared")
+        force = True  # the folder need not be listed once more to find that out
     console.note(f"preparing {choice.plugin.name} …")
     with console.progress(f"preparing {choice.plugin.name}") as advance:
         return prepare(
