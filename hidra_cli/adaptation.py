@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hidra_cli.api import FastWeights
+from hidra_cli.checkpoints import incomplete, load_checkpoint, save_checkpoint
 from hidra_cli.engine.devices import memory_errors
-from hidra_cli.engine.inner_loop import adapt
+from hidra_cli.engine.inner_loop import adapt, labelled_right
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.normalization import EpisodeNorm
 from hidra_cli.engine.tasks import Task
-from hidra_cli.errors import DataError
 from hidra_cli.models import TrainedModel, restore_learner
-from hidra_cli.runs import load_checkpoint, save_checkpoint
 
 CLASSIFIER_FORMAT = "hidra-classifier"
 
@@ -47,7 +47,7 @@ def adapt_task(model: TrainedModel, task: Task) -> Adapted:
     with memory_errors():
         for weights in adapt(learner, task, model.inner, meta=False, steps=model.steps):
             with torch.no_grad():
-                correct = learner.query_logits(weights, task).argmax(1) == task.query_labels
+                correct = labelled_right(learner.query_logits(weights, task), task.query_labels)
                 support = learner.support_logits(weights, task)
             accuracies.append(correct.double().mean().item())
             losses.append(F.cross_entropy(support, task.support_labels).item())
@@ -68,6 +68,13 @@ class Classifier:
         self.learner = learner
         self.weights = weights
         self.classes = tuple(classes)
+
+    def to(self, device: torch.device) -> Classifier:
+        """This classifier on a device."""
+        learner = self.learner.to(device)
+        head = {name: value.to(device) for name, value in self.weights.head.items()}
+        weights = Weights(dict(learner.backbone.named_parameters()), head)
+        return Classifier(learner, weights, self.classes)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -116,21 +123,22 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
         RunError: its weights do not fit.
     """
     checkpoint = load_checkpoint(path, CLASSIFIER_FORMAT)
-    *_, learner = restore_learner(checkpoint)
-    classes = checkpoint.meta.get("classes")
-    if not isinstance(classes, list):
-        raise DataError(f"{path} is incomplete", why="it does not name its classes")
-    statistics = checkpoint.part("statistics")
-    for name, layer in _norm_layers(learner).items():
-        if f"{name}.mean" in statistics:
-            layer.mean = statistics[f"{name}.mean"]
-            layer.variance = statistics[f"{name}.variance"]
-    learner.to(device)
-    weights = Weights(
-        dict(learner.backbone.named_parameters()),
-        {name: value.to(device) for name, value in checkpoint.part("head").items()},
-    )
-    return Classifier(learner, weights, [str(name) for name in classes])
+    _, image_shape, _, learner = restore_learner(checkpoint)
+    try:
+        classes = [str(name) for name in checkpoint.meta["classes"]]
+        statistics = checkpoint.part("statistics")
+        if statistics:
+            for name, layer in _norm_layers(learner).items():
+                layer.mean = statistics[f"{name}.mean"]
+                layer.variance = statistics[f"{name}.variance"]
+        body: FastWeights = dict(learner.backbone.named_parameters())
+        classifier = Classifier(learner, Weights(body, checkpoint.part("head")), classes)
+        answer = classifier.probabilities(torch.zeros(2, *image_shape))  # do the shapes fit?
+        if answer.shape != (2, len(classes)):
+            raise ValueError(f"{len(classes)} classes, but {answer.shape[1]} output neurons")
+    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+        raise incomplete(checkpoint, exc) from exc
+    return classifier.to(device)
 
 
 @torch.no_grad()

@@ -77,7 +77,9 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    from hidra_cli.console import printable  # rich is slow to import and --help needs none of it
+
+    print(printable(message), file=sys.stderr)
     sys.exit(code)
 
 

@@ -106,7 +106,7 @@ def build(plugin: registry.Plugin, component: type[Any], *args: Any, **options: 
     except Exception as exc:
         raise PluginError(
             f"{plugin.label} could not be built",
-            why=f"{type(exc).__name__}: {exc}",
+            why=f"{type(exc).__name__}: {exc}".split("\n")[0],
             fix=registry.blame(plugin),
         ) from exc
 

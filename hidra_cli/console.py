@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -20,6 +23,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from hidra_cli.errors import HidraError
+
 
 class Advance(Protocol):
     """Called with how many are done, a short remark, and the total where it was not known."""
@@ -28,6 +33,24 @@ class Advance(Protocol):
 
 
 _SECONDS_BETWEEN_LINES = 5.0
+
+
+def printable(text: str) -> str:
+    r"""Text without control characters: an escape sequence in a file's name becomes \x1b[…
+
+    A name from a file must not move the cursor, change colours or reverse the line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
+
+
+def _safe(text: str) -> str:
+    """Printable, and no markup of rich's."""
+    return escape(printable(text))
 
 
 class Console:
@@ -41,42 +64,73 @@ class Console:
     def __init__(self, *, json_output: bool = False, verbosity: int = 0) -> None:
         self.json_output = json_output
         self.verbosity = verbosity
+        self._log: IO[str] | None = None
         self._out = RichConsole(highlight=False)
         self._err = RichConsole(stderr=True, highlight=False)
         if not self._out.is_terminal:
             self._out.width = max(self._out.width, 120)
 
+    @contextmanager
+    def logging_to(self, path: Path) -> Iterator[None]:
+        """Add every line and table, and the error that ends it all, to a file too."""
+        with contextlib.suppress(OSError):  # the log is the last thing to stop a run for
+            self._log = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        try:
+            yield
+        except HidraError as error:
+            self._write_log(str(error))
+            raise
+        finally:
+            log, self._log = self._log, None
+            if log is not None:
+                with contextlib.suppress(OSError):
+                    log.close()
+
+    def _write_log(self, text: str) -> None:
+        if self._log is not None:
+            with contextlib.suppress(OSError):
+                stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+                self._log.write(f"{stamp} {printable(text)}\n")
+
     def note(self, text: str) -> None:
         """A line about what is going on."""
+        self._write_log(text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
         if self.verbosity >= 0:
-            self._err.print(escape(text), soft_wrap=True)
+            self._err.print(_safe(text), soft_wrap=True)
 
     def detail(self, text: str) -> None:
         """A line for `-v` only."""
+        self._write_log(text)
         if self.verbosity >= 1:
-            self._err.print(escape(text), style="dim", soft_wrap=True)
+            self._err.print(_safe(text), style="dim", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A line that is never left out."""
-        self._err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+        self._write_log(f"warning: {text}")
+        self._err.print(f"[yellow]warning:[/yellow] {_safe(text)}", soft_wrap=True)
 
     def print(self, text: str) -> None:
         """A line of the result; left out where JSON was asked for."""
+        self._write_log(text)
         if not self.json_output:
-            self._out.print(escape(text), soft_wrap=True)
+            self._out.print(_safe(text), soft_wrap=True)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
     ) -> None:
         """A table of the result; the first `left` columns are text, the others numbers."""
+        self._write_log("\n".join([title, *("  ".join(row) for row in [columns, *rows])]))
         if self.json_output:
             return
-        self._out.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
+        self._out.print(f"[bold]{_safe(title)}[/bold]", soft_wrap=True)
         table = Table()
         for index, column in enumerate(columns):
-            table.add_column(escape(column), justify="left" if index < left else "right")
+            table.add_column(_safe(column), justify="left" if index < left else "right")
         for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*map(_safe, row))
         self._out.print(table)
 
     def result(self, result: Any) -> None:
@@ -89,10 +143,10 @@ class Console:
         """Progress with ETA: a bar on a terminal, a plain line every few seconds elsewhere."""
         if self._err.is_terminal and self.verbosity >= 0:
             with self._bar() as bar:
-                task = bar.add_task(escape(what), total=total, remark="")
+                task = bar.add_task(_safe(what), total=total, remark="")
 
                 def advance(done: int, remark: str = "", *, total: int | None = None) -> None:
-                    bar.update(task, completed=done, total=total, remark=escape(remark))
+                    bar.update(task, completed=done, total=total, remark=_safe(remark))
 
                 yield advance
         else:
@@ -121,6 +175,6 @@ def _plain_lines(console: Console, what: str, whole: int | None) -> Advance:
             return
         last = now
         left = (now - start) / max(done, 1) * (goal - done)
-        console.note(f"{what}: {done}/{goal}, {left:.0f} s left{', ' if remark else ''}{remark}")
+        console._say(f"{what}: {done}/{goal}, {left:.0f} s left{', ' if remark else ''}{remark}")
 
     return advance

@@ -24,14 +24,23 @@ class HidraError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        lines = [f"{self.label}: {self.what}"]
-        lines += [f"why: {self.why}"] if self.why else []
-        lines += [f"fix: {self.fix}"] if self.fix else []
+        lines = [f"{self.label}: {_indented(self.what)}"]
+        lines += [f"why: {_indented(self.why)}"] if self.why else []
+        lines += [f"fix: {_indented(self.fix)}"] if self.fix else []
         return "\n".join(lines)
+
+
+def _indented(text: str) -> str:
+    """Further lines are set in, so that no name from a file can look like a line of ours."""
+    return "\n     ".join(line.strip() for line in text.split("\n"))
 
 
 class RunError(HidraError):
     """A run that started could not go on."""
+
+
+class NotFiniteError(RunError):
+    """A loss or gradient that is infinite or not a number."""
 
 
 class UsageError(HidraError):
@@ -63,6 +72,6 @@ class StoppedError(HidraError):
 
     label = "stopped"
 
-    def __init__(self, what: str, *, signal_number: int, why: str) -> None:
-        super().__init__(what, why=why)
+    def __init__(self, what: str, *, signal_number: int, why: str, fix: str) -> None:
+        super().__init__(what, why=why, fix=fix)
         self.code = 128 + signal_number

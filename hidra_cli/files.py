@@ -11,6 +11,9 @@ from typing import Any
 
 from hidra_cli.errors import RunError
 
+# Ends the name of a file that is being written.
+LEFTOVER = ".tmp"
+
 
 @contextlib.contextmanager
 def writing_to(path: Path) -> Iterator[None]:
@@ -26,22 +29,49 @@ def writing_to(path: Path) -> Iterator[None]:
         ) from exc
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, keep_old_as: Path | None = None) -> None:
     """Write beside, flush to disk, then rename.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        keep_old_as: another name in the same directory for the file that was there.
 
     Raises:
         RunError: the disk is full or the directory is gone; nothing half-written is left.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{LEFTOVER}")
     with writing_to(path):
         try:
             with beside.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if keep_old_as is not None and path.exists():
+                path.replace(keep_old_as)
             beside.replace(path)
+            _flush_names(path.parent)
         finally:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                beside.unlink(missing_ok=True)
+
+
+def _flush_names(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process was writing. The caller holds the folder's lock."""
+    for leftover in folder.glob(f".*{LEFTOVER}"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:

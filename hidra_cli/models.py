@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,23 @@ from typing import Any
 
 import torch
 
+from hidra_cli.checkpoints import (
+    Checkpoint,
+    check_entries,
+    incomplete,
+    load_checkpoint,
+    load_weights,
+    restore_error,
+)
 from hidra_cli.components import build_learner, fixed_ways_error
 from hidra_cli.engine.inner_loop import InnerLoop, adapt, adapted, query_accuracy
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.normalization import Mode
 from hidra_cli.engine.tasks import Task
-from hidra_cli.errors import DataError, HidraError, PluginError, UsageError
+from hidra_cli.errors import HidraError, PluginError, UsageError
 from hidra_cli.registry import Kind, find
-from hidra_cli.runs import Checkpoint, find_checkpoint, load_checkpoint, restore_error
-from hidra_cli.settings import Settings
+from hidra_cli.runs import find_checkpoint
+from hidra_cli.settings import MOST_WAYS_OR_SHOTS, Settings
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,7 @@ def load_model(
     """
     path = find_checkpoint(chosen)
     checkpoint = load_checkpoint(path)
+    check_entries(checkpoint, iteration=int, dataset_hash=str, invert=bool)
     settings, image_shape, max_ways, learner = restore_learner(checkpoint, normalization)
     name = chosen.name if chosen.is_dir() else f"{path.parent.parent.name}/{path.stem}"
     return TrainedModel(
@@ -122,42 +132,66 @@ def restore_learner(
         PluginError: a plugin it needs is missing; names the package.
         RunError: the weights do not fit.
     """
+    settings, image_shape, max_ways = described(checkpoint)
+    if normalization is not None:
+        model = settings.model.model_copy(update={"normalization": normalization})
+        settings = settings.model_copy(update={"model": model})
+    learner = _build(settings, image_shape, max_ways)
+    load_weights(learner, checkpoint)
+    return settings, image_shape, max_ways, learner
+
+
+def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], int]:
+    """The settings, image shape and largest ways of a checkpoint, checked against its weights.
+
+    A file of a few bytes may describe a model that no memory holds: nothing is built unless its
+    weights are as large as the file says.
+
+    Raises:
+        DataError: an entry is missing or wrong.
+        PluginError: a plugin it needs is missing; names the package.
+        RunError: the weights do not fit.
+    """
     try:
         settings = Settings.model_validate(checkpoint.meta["settings"])
         c, h, w = map(int, checkpoint.meta["image_shape"])
         max_ways = int(checkpoint.meta["max_ways"])
+        if min(c, h, w, max_ways) < 1 or max(c, h, w, max_ways) > MOST_WAYS_OR_SHOTS:
+            raise ValueError(f"images of shape {(c, h, w)} and {max_ways} ways cannot be")
         _require_plugins(checkpoint)
-    except (KeyError, TypeError, ValueError) as exc:
-        raise DataError(
-            f"{checkpoint.path} is incomplete", why=f"{type(exc).__name__}: {exc}".split("\n")[0]
-        ) from exc
-    if normalization is not None:
-        model = settings.model.model_copy(update={"normalization": normalization})
-        settings = settings.model_copy(update={"model": model})
-    learner = build_learner(
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
+        raise incomplete(checkpoint, exc) from exc
+    with contextlib.suppress(PluginError), torch.device("meta"):  # not every plugin can do without
+        sizes = {n: t.shape for n, t in _build(settings, (c, h, w), max_ways).state_dict().items()}
+        if sizes != {name: tensor.shape for name, tensor in checkpoint.part("model").items()}:
+            raise restore_error(checkpoint, "their names or shapes differ")
+    return settings, (c, h, w), max_ways
+
+
+def _build(settings: Settings, image_shape: tuple[int, int, int], max_ways: int) -> Learner:
+    return build_learner(
         settings.model,
-        (c, h, w),
+        image_shape,
         max_ways,
         seed=settings.run.seed,
         precision=settings.run.precision,
     )
-    try:
-        learner.load_state_dict(checkpoint.part("model"))
-    except RuntimeError as exc:
-        raise restore_error(checkpoint, str(exc).split("\n")[0]) from exc
-    return settings, (c, h, w), max_ways, learner
 
 
 def _require_plugins(checkpoint: Checkpoint) -> None:
-    kinds: tuple[Kind, ...] = ("backbone", "head")
+    kinds: tuple[Kind, ...] = ("backbone", "head", "dataset")
     for kind in kinds:
         recorded = checkpoint.meta["plugins"][kind]
+        name, distribution, version = (
+            str(recorded[k]) for k in ("name", "distribution", "version")
+        )
+        if kind == "dataset":  # a model may be used on another one
+            continue
         try:
-            find(kind, recorded["name"])
+            find(kind, name)
         except HidraError as exc:
             raise PluginError(
-                f"{checkpoint.path} needs the {kind} '{recorded['name']}'",
-                why=f"it came from {recorded['distribution']} {recorded['version']}, "
-                "which is not installed",
-                fix=f"pip install {recorded['distribution']}=={recorded['version']}",
+                f"{checkpoint.path} needs the {kind} '{name}'",
+                why=f"it came from {distribution} {version}, which is not installed",
+                fix=f"pip install {distribution}=={version}",
             ) from exc

@@ -1,14 +1,20 @@
-"""Run directories, checkpoints and result files. Every file appears whole or not at all."""
+"""Run directories and result files. Every file appears whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import hashlib
+import errno
+import io
+import itertools
 import json
 import os
 import platform
+import re
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -16,93 +22,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from filelock import FileLock, Timeout
 
 from hidra_cli import __version__
-from hidra_cli.errors import DataError, RunError, UsageError
-from hidra_cli.files import write_atomically, writing_to
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.files import LEFTOVER, remove_leftovers, write_atomically, writing_to
 from hidra_cli.settings import Settings, format_numbers
-
-CHECKPOINT_FORMAT = "hidra-checkpoint"
-FORMAT_VERSION = 1
-_HEADER = "hidra"
-_HASH = "hidra-sha256"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Tensors by name, and everything else as JSON."""
-
-    path: Path
-    tensors: dict[str, Tensor]
-    meta: dict[str, Any]
-
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names start with `prefix.`, without it."""
-        start = prefix + "."
-        return {n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)}
-
-
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write one safetensors file whose header holds `meta` as JSON, atomically.
-
-    Raises:
-        RunError: it cannot be written; an older file of this name is untouched.
-    """
-    whole = {"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **meta}
-    text = json.dumps(whole, allow_nan=False)
-    # Clones: safetensors refuses tensors that share memory.
-    packed = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-    header = {_HEADER: text, _HASH: _content_hash(packed, text)}
-    write_atomically(path, save(packed, header))
-
-
-def _content_hash(tensors: Mapping[str, Tensor], text: str) -> str:
-    """SHA-256 of everything in a checkpoint: safetensors itself does not notice flipped bits."""
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def load_checkpoint(path: Path, expected: str = CHECKPOINT_FORMAT) -> Checkpoint:
-    """Read a file of `save_checkpoint`.
-
-    Raises:
-        DataError: the file is missing, damaged, foreign or of another version.
-    """
-    if not path.is_file():
-        raise DataError(f"there is no checkpoint {path}", fix="name a run directory or checkpoint")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        text = header.get(_HEADER, "null")
-        meta = json.loads(text)
-        ours = isinstance(meta, dict) and "format" in meta
-        if ours and header.get(_HASH) != _content_hash(tensors, text):
-            raise ValueError("its content does not match its hash")
-    except (SafetensorError, OSError, ValueError) as exc:
-        raise DataError(
-            f"the checkpoint {path} is damaged",
-            why=str(exc).split("\n")[0],
-            fix="use another checkpoint of the run (best.safetensors, last.safetensors)",
-        ) from exc
-    if not ours:
-        raise DataError(f"{path} was not written by hidra", why="its header has no hidra entry")
-    if meta["format"] != expected or meta.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path} is a {meta['format']} of version {meta.get('format_version')}",
-            why=f"this needs a {expected} of version {FORMAT_VERSION}",
-            fix="use the hidra that wrote it, or another file",
-        )
-    return Checkpoint(path, tensors, meta)
 
 
 @dataclass(frozen=True)
@@ -118,6 +43,23 @@ class RunDir:
     @property
     def last(self) -> Path:
         return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one."""
+        return self.path / "checkpoints" / "previous.safetensors"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
 
     @property
     def metrics(self) -> Path:
@@ -137,7 +79,9 @@ def default_run_name(settings: Settings) -> str:
 
 
 def create_run(runs_dir: Path, name: str | None, settings: Settings) -> RunDir:
-    """Make a new run directory; an existing one is never written over.
+    """Make a new run directory with its `config.toml`; an existing one is never written over.
+
+    It appears whole, so that a run killed at any moment can be resumed.
 
     Raises:
         UsageError: a directory of the given name exists.
@@ -152,23 +96,42 @@ def create_run(runs_dir: Path, name: str | None, settings: Settings) -> RunDir:
     path = runs_dir / (name or default_run_name(settings))
     with writing_to(path):
         runs_dir.mkdir(parents=True, exist_ok=True)
-        attempt = 1
-        while True:
-            try:
-                path.mkdir()
-                break
-            except FileExistsError as exc:
-                if name is not None:
-                    raise UsageError(
-                        f"the run directory {path} exists",
-                        why="a run is never written over",
-                        fix="choose another --name, or remove that directory",
-                    ) from exc
-                # Two runs started in the same second.
-                attempt += 1
-                path = runs_dir / f"{default_run_name(settings)}-{attempt}"
-        (path / "checkpoints").mkdir()
-    return RunDir(path)
+        beside = Path(tempfile.mkdtemp(LEFTOVER, f".{path.name[:80]}.", runs_dir))
+        try:
+            beside.chmod(0o777 & ~_umask())
+            (beside / "checkpoints").mkdir()
+            write_atomically(RunDir(beside).config, settings.to_toml().encode())
+            return RunDir(_renamed(beside, path, name is not None))
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+
+def _renamed(beside: Path, path: Path, named: bool) -> Path:
+    """Give a new run its name; a run started in the same second gets a number."""
+    for attempt in itertools.count(1):
+        wanted = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
+        try:
+            if not wanted.exists():
+                beside.rename(wanted)  # fails where another run came in between
+                return wanted
+        except OSError as exc:
+            if exc.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        if named:
+            raise UsageError(
+                f"the run directory {path} exists",
+                why="a run is never written over",
+                fix="choose another --name, go on with --resume, or remove that directory",
+            )
+    raise AssertionError
+
+
+def _umask() -> int:
+    """The permissions that new files of this process lack; mkdtemp ignores them."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def find_checkpoint(chosen: Path) -> Path:
@@ -180,7 +143,7 @@ def find_checkpoint(chosen: Path) -> Path:
     if chosen.is_file():
         return chosen
     run = RunDir(chosen)
-    for path in (run.best, run.last):
+    for path in (run.best, run.last, run.previous):
         if path.is_file():
             return path
     why = "it has no checkpoint yet" if chosen.is_dir() else "it does not exist"
@@ -197,33 +160,135 @@ def latest_run(runs_dir: Path) -> Path:
     Raises:
         DataError: there is none.
     """
-    runs = [RunDir(p) for p in runs_dir.iterdir()] if runs_dir.is_dir() else []
-    done = [r for r in runs if r.best.is_file() or r.last.is_file()]
-    if not done:
+    return _newest(runs_dir, lambda run: (run.best, run.last, run.previous))
+
+
+def _newest(runs_dir: Path, marks: Callable[[RunDir], Sequence[Path]]) -> Path:
+    """The run whose marks, the files that are there, were written last."""
+    found: list[tuple[float, Path]] = []
+    for path in runs_dir.iterdir() if runs_dir.is_dir() else []:
+        times = []
+        for mark in marks(RunDir(path)):
+            with contextlib.suppress(OSError):  # not there, or renamed this moment
+                times.append(mark.stat().st_mtime)
+        if times and not path.name.startswith("."):
+            found.append((max(times), path))
+    if not found:
         raise DataError(
             f"there is no run under {runs_dir}",
             fix="train one with `hidra meta-train`, or give --checkpoint",
         )
-    return max(done, key=lambda r: (r.best if r.best.is_file() else r.last).stat().st_mtime).path
+    return max(found)[1]
+
+
+def run_to_resume(chosen: str, runs_dir: Path) -> RunDir:
+    """The run that `--resume` names: a path, a name under `runs_dir`, or "latest".
+
+    Raises:
+        DataError: there is none.
+    """
+    if chosen == "latest":
+        newest = _newest(runs_dir, lambda run: (run.last, run.previous, run.config))
+        return RunDir(newest)
+    for path in (Path(chosen), runs_dir / chosen):
+        if RunDir(path).config.is_file():
+            return RunDir(path)
+    raise DataError(
+        f"{chosen} is not a run that can be resumed",
+        why=f"neither it nor {runs_dir / chosen} has a config.toml",
+        fix="--resume RUN with a run directory, or --resume latest",
+    )
+
+
+@contextlib.contextmanager
+def owning(run: RunDir) -> Iterator[None]:
+    """Be the one process that writes into a run.
+
+    Raises:
+        UsageError: another process does.
+    """
+    # Released by the system when its process ends, so that no stale lock can be left.
+    lock = FileLock(run.path / ".lock")
+    with writing_to(run.path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as exc:
+            raise UsageError(
+                f"another process is writing the run {run.path}",
+                why="one run has one writer",
+                fix="wait for it, or stop it, then run the same command again",
+            ) from exc
+    try:
+        for folder in (run.path, run.last.parent):
+            remove_leftovers(folder)
+        yield
+    finally:
+        lock.release()
 
 
 class MetricsFile:
-    """metrics.csv, one row per outer step."""
+    """metrics.csv, one row per outer step.
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    Args:
+        path: of the file.
+        columns: their names; the first is the iteration.
+        kept: rows up to this iteration are kept, later ones were not saved and are cut.
+
+    Attributes:
+        missing: how many of the rows to keep are not there.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], kept: int = 0) -> None:
         self.path = path
+        rows = _rows(path, columns, kept)
+        self.missing = kept - len(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, text.getvalue().encode())
         with writing_to(path):
-            self._file: IO[str] = path.open("w", newline="", encoding="utf-8", buffering=1)
-            self._writer = csv.DictWriter(self._file, columns)
-            self._writer.writeheader()
+            self._file: IO[str] = path.open("a", newline="", encoding="utf-8", buffering=1)
+        self._writer = csv.DictWriter(self._file, columns)
 
     def write(self, row: Mapping[str, Any]) -> None:
         with writing_to(self.path):
             self._writer.writerow(row)
 
+    def flush_to_disk(self) -> None:
+        """A checkpoint must not outlive the rows before it."""
+        with writing_to(self.path):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         with writing_to(self.path):
             self._file.close()
+
+
+def _rows(path: Path, columns: Sequence[str], last: int) -> list[dict[str, str]]:
+    """The whole rows of iterations 1 to `last`, each once and in order."""
+    found: dict[int, dict[str, str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            for row in csv.DictReader(file):
+                number = row.get(columns[0]) or ""
+                whole = set(row) == set(columns) and None not in row.values()
+                if whole and re.fullmatch(r"[0-9]{1,18}", number) and 1 <= int(number) <= last:
+                    found[int(number)] = row
+    except (FileNotFoundError, csv.Error):
+        pass
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read", why=str(exc), fix="make it readable") from exc
+    return [found[number] for number in sorted(found)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that a run wrote; empty where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def environment(device: torch.device, plugins: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,16 +308,6 @@ def environment(device: torch.device, plugins: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """Adam's state as named tensors: `optimizer.<parameter>.<moment>`."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{names[index]}.{key}": torch.as_tensor(value)
-        for index, moments in state.items()
-        for key, value in moments.items()
-    }
-
-
 def _recorded_packages() -> Iterable[str]:
     return ("torch", "torchvision", "numpy", "pillow", "h5py", "safetensors", "pydantic")
 
@@ -265,15 +320,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def restore_error(checkpoint: Checkpoint, why: str) -> RunError:
-    """A checkpoint whose weights do not fit what its settings build."""
-    return RunError(
-        f"the weights in {checkpoint.path} do not fit the model its settings describe",
-        why=why,
-        fix="install the plugin versions the checkpoint names: "
-        + ", ".join(
-            f"{p['distribution']}=={p['version']}" for p in checkpoint.meta["plugins"].values()
-        ),
-    )

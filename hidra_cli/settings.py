@@ -39,6 +39,8 @@ RESERVED_VARIABLES = {
     "HIDRA_PLUGINS",
     "HIDRA_DEBUG",
 }
+# What a resumed run may do otherwise: the steps already taken would have been the same.
+MAY_CHANGE = {"outer.iterations", "outer.test_episodes", "run.device", "run.save_seconds"}
 # Beside the project's own tests, which find real data through it.
 RESERVED_PREFIXES = ("HIDRA_TEST_",)
 
@@ -167,6 +169,7 @@ class OuterSettings(_Section):
     validate_every: int = Field(100, ge=1)
     validation_episodes: int = Field(100, ge=2)
     test_episodes: int = Field(600, ge=0)
+    nonfinite: Literal["stop", "skip"] = "stop"
 
 
 class RunSettings(_Section):
@@ -175,6 +178,7 @@ class RunSettings(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    save_seconds: float = Field(60.0, ge=0)
 
 
 class Settings(_Section):
@@ -213,6 +217,7 @@ def resolve(
     config: Path | None = None,
     preset: str | None = None,
     environ: Mapping[str, str] | None = None,
+    base: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Resolved:
     """Merge all layers of settings and check them together.
 
@@ -221,11 +226,14 @@ def resolve(
         config: a TOML file of the user's.
         preset: the name of a TOML file that ships with hidra.
         environ: environment variables, the process's own by default.
+        base: an origin and its settings as nested tables, in place of the defaults.
 
     Raises:
         UsageError: lists every unknown key and bad value of all layers at once.
     """
     layers: list[tuple[str, Mapping[str, Any]]] = []
+    if base is not None:
+        layers.append((base[0], _flatten(base[1])))
     if preset is not None:
         layers.append((f"preset {preset}", _flatten(_parse_toml(_preset_text(preset), preset))))
     if config is not None:
@@ -255,6 +263,34 @@ def resolve(
             fix="`hidra meta-train --print-config` shows every setting, its value and origin",
         )
     return Resolved(settings, origins)
+
+
+def check_resumable(before: Settings, now: Resolved) -> None:
+    """Refuse to go on with other settings than a run was begun with.
+
+    Raises:
+        UsageError: lists each changed setting, old and new.
+    """
+    old, new = (_flatten(s.model_dump()) for s in (before, now.settings))
+    changed = [
+        f"{key}: {old[key]} → {new[key]} ({now.origins.get(key, 'default')})"
+        for key in old
+        if key not in MAY_CHANGE and _comparable(old[key]) != _comparable(new[key])
+    ]
+    if changed:
+        raise UsageError(
+            "a run is resumed with the settings it was begun with",
+            why="\n     ".join(changed),
+            fix="leave these out, or begin a new run; only these may change: "
+            + ", ".join(sorted(MAY_CHANGE)),
+        )
+
+
+def _comparable(value: Any) -> Any:
+    """Options of plugins are equal however they were written: 8 in a file, "8" in a flag."""
+    if isinstance(value, Mapping):
+        return {name: str(option).lower() for name, option in value.items()}
+    return value
 
 
 def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,24 +12,36 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
+from hidra_cli.checkpoints import (
+    Checkpoint,
+    checkpoint_bytes,
+    incomplete,
+    load_weights,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from hidra_cli.components import build_learner, check_head_can, used_plugins
-from hidra_cli.console import Advance
+from hidra_cli.console import Advance, Console
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import Outcome, adapted, meta_gradient, query_accuracy
 from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.tasks import TaskBatch
 from hidra_cli.episodes import EpisodeSampler
-from hidra_cli.errors import DataError, RunError, StoppedError
+from hidra_cli.errors import DataError, NotFiniteError, RunError, StoppedError
 from hidra_cli.evaluation import interval
+from hidra_cli.files import write_atomically
 from hidra_cli.models import inner_loop
-from hidra_cli.runs import MetricsFile, RunDir, optimizer_tensors, save_checkpoint
+from hidra_cli.runs import MetricsFile, RunDir
 from hidra_cli.settings import Settings
 from hidra_cli.store.reader import ClassTable, PreparedImages
+from hidra_cli.streams import stream_key
 
 METRICS = (
     "iteration",
@@ -41,7 +53,10 @@ METRICS = (
     "tasks_per_second",
     "validation_accuracy",
     "validation_interval",
+    "skipped",
 )
+# With --nonfinite skip: so many in a row are no accident, and skipping them is no training.
+MOST_SKIPPED_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -54,11 +69,26 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One outer step: query results, task shape, and the meta-gradient's norm before clipping."""
+
+    outcome: Outcome
+    ways: int
+    shots: int
+    gradient_norm: float
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.outcome.loss) and math.isfinite(self.gradient_norm)
+
+
+@dataclass(frozen=True)
 class Trained:
-    """What a finished run reports."""
+    """What a finished run reports; `tasks_per_second` is None where no step was left to take."""
 
     best: Validation
-    tasks_per_second: float
+    tasks_per_second: float | None
+    skipped: int
 
 
 class MetaTrainer:
@@ -101,39 +131,78 @@ class MetaTrainer:
         self.plugins = used_plugins(settings)
         self.iteration = 0
         self.best: Validation | None = None
+        self.skipped = self.skipped_in_a_row = 0
+        self._saved_at, self._saved_when = 0, time.monotonic()
 
-    def step(self, shape: tuple[int, int] | None = None) -> tuple[Outcome, int, int, float]:
-        """One outer step.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on where a checkpoint of this run was saved.
+
+        Everything random is a function of (seed, iteration), so that weights, optimizer and
+        counters are all there is to restore.
+
+        Raises:
+            DataError: the checkpoint is of other images, or an entry is missing or wrong.
+            RunError: its weights do not fit.
+        """
+        meta = checkpoint.meta
+        if meta.get("dataset_hash") != self.images.content_hash:
+            raise DataError(
+                f"the prepared images are not those that {checkpoint.path} was trained on",
+                why=f"{self.images.path} has other content now",
+                fix="prepare the dataset from the same source again, or begin a new run",
+            )
+        load_weights(self.learner, checkpoint)
+        restore_optimizer(self.optimizer, self.names, checkpoint)
+        try:
+            if (best := meta["best"]) is not None:
+                numbers = float(best["accuracy"]), float(best["interval"])
+                self.best = Validation(int(best["iteration"]), *numbers)
+            self.iteration = self._saved_at = int(meta["iteration"])
+            self.skipped, self.skipped_in_a_row = map(int, meta["skipped"])
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
+            raise incomplete(checkpoint, exc) from exc
+
+    def step(self, shape: tuple[int, int] | None = None) -> Step:
+        """One outer step. One that is not finite changes nothing but the counters.
 
         Args:
             shape: (ways, shots) instead of those drawn for this meta-batch.
 
-        Returns:
-            The query outcome, ways, shots, and the norm of the meta-gradient before clipping.
-
         Raises:
-            RunError: the loss or gradient is not finite; the weights keep their last good value.
+            NotFiniteError: the loss or gradient is not finite, and steps are not to be skipped
+                or too many in a row were; names the task and how to replay it.
         """
         outer, size = self.settings.outer, self.settings.outer.meta_batch
         ways, shots = shape or self.train_episodes.shape(self.iteration)
         first = self.iteration * size
+        # Plugins may draw from torch's own generator (dropout): keyed, so that resuming is exact.
+        torch.manual_seed(stream_key(self.settings.run.seed, "step", self.iteration))
         with memory_errors():
             batch = self.train_episodes.batch(
                 self.images, range(first, first + size), ways, shots, self.device
             )
             self.learner.head.before_outer_step(ways)
-            self.optimizer.zero_grad(set_to_none=True)
-            outcome = meta_gradient(self.learner, batch, self.inner)
-        norm = self._clip(outer.clip)
-        if not (math.isfinite(outcome.loss) and math.isfinite(norm)):
-            raise self._not_finite(outcome, ways, shots)
-        self.optimizer.step()
-        self.learner.head.after_outer_step(ways)
+            outcome = self._gradient(batch)
+        step = Step(outcome, ways, shots, self._clip(outer.clip))
+        if step.finite:
+            self.optimizer.step()
+            self.learner.head.after_outer_step(ways)
+            self.skipped_in_a_row = 0
+        else:
+            if outer.nonfinite == "stop" or self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                raise self._not_finite(batch, step)
+            self.skipped += 1
+            self.skipped_in_a_row += 1
         self.iteration += 1
-        return outcome, ways, shots, norm
+        return step
+
+    def _gradient(self, batch: TaskBatch) -> Outcome:
+        self.optimizer.zero_grad(set_to_none=True)
+        return meta_gradient(self.learner, batch, self.inner)
 
     def validate(self) -> Validation:
         """Accuracy over the same validation episodes every time."""
+        torch.manual_seed(stream_key(self.settings.run.seed, "validation"))
         size = self.settings.outer.meta_batch
         steps = self.settings.inner.steps_at_test
         accuracies: list[float] = []
@@ -151,63 +220,108 @@ class MetaTrainer:
         mean, half = interval(np.array(accuracies))
         return Validation(self.iteration, mean, half)
 
-    def run(self, run: RunDir, advance: Advance) -> Trained:
-        """Train to the last iteration, keeping the last and the best checkpoint.
+    def run(self, run: RunDir, console: Console) -> Trained:
+        """Train to the last iteration, keeping the two newest checkpoints and the best.
 
         Raises:
             StoppedError: SIGINT or SIGTERM came; the step was finished and saved.
-            RunError: the loss is not finite, or a file could not be written.
+            NotFiniteError: see `step`; the state before that step was saved.
+            RunError: a file could not be written; the last good checkpoint is named.
         """
-        metrics = MetricsFile(run.metrics, METRICS)
-        begun = time.monotonic()
+        outer, begun, first = self.settings.outer, time.monotonic(), self.iteration
+        metrics = MetricsFile(run.metrics, METRICS, kept=self.iteration)
+        if metrics.missing:
+            console.warn(f"{metrics.missing} rows of {run.metrics} are gone; it goes on without")
         try:
-            with stop_requests() as stop:
-                while self.iteration < self.settings.outer.iterations:
-                    self._iterate(run, metrics, advance)
+            with (
+                console.progress("meta-training", outer.iterations) as advance,
+                stop_requests() as stop,
+            ):
+                while self.iteration < outer.iterations:
+                    self._iterate(run, metrics, advance, console)
                     if stop.number:
-                        self._save(run, best=False)
-                        raise StoppedError(
-                            f"after iteration {self.iteration}, which is saved in {run.last}",
-                            signal_number=stop.number,
-                            why=f"{signal.Signals(stop.number).name} was received",
-                        )
+                        self._stop(run, metrics, stop.number)
+        except NotFiniteError:
+            self._save(run, metrics)
+            raise
+        except RunError as error:
+            raise self._with_last_good(error, run) from error
         finally:
-            metrics.close()
+            with contextlib.suppress(RunError):  # every row was told of when it was written
+                metrics.close()
         seconds = time.monotonic() - begun
-        assert self.best is not None  # the last iteration always validates
-        return Trained(self.best, self.iteration * self.settings.outer.meta_batch / seconds)
+        best = self.best or self._validate_at_end(run)
+        steps = self.iteration - first
+        rate = steps * outer.meta_batch / seconds if steps else None
+        return Trained(best, rate, self.skipped)
 
-    def _iterate(self, run: RunDir, metrics: MetricsFile, advance: Advance) -> None:
-        """One outer step, its row of metrics, and validation where it is due."""
+    def _iterate(
+        self, run: RunDir, metrics: MetricsFile, advance: Advance, console: Console
+    ) -> None:
+        """One outer step, its row of metrics, validation and saving where they are due."""
         begun = time.monotonic()
-        outcome, ways, shots, norm = self.step()
+        step = self.step()
         rate = self.settings.outer.meta_batch / (time.monotonic() - begun)
         row: dict[str, Any] = {
             "iteration": self.iteration,
-            "ways": ways,
-            "shots": shots,
-            "loss": f"{outcome.loss:.6g}",
-            "accuracy": f"{outcome.accuracy:.6g}",
-            "gradient_norm": f"{norm:.6g}",
+            "ways": step.ways,
+            "shots": step.shots,
+            "loss": f"{step.outcome.loss:.6g}",
+            "accuracy": f"{step.outcome.accuracy:.6g}",
+            "gradient_norm": f"{step.gradient_norm:.6g}",
             "tasks_per_second": f"{rate:.4g}",
+            "skipped": self.skipped,
         }
+        if not step.finite:
+            console.warn(f"iteration {self.iteration} was skipped: its loss is not finite")
         outer = self.settings.outer
-        if self.iteration % outer.validate_every == 0 or self.iteration == outer.iterations:
+        due, better = self.iteration % outer.validate_every == 0, False
+        if due:
             validation = self.validate()
             row["validation_accuracy"] = f"{validation.accuracy:.6g}"
             row["validation_interval"] = f"{validation.interval:.6g}"
+            console.detail(
+                f"iteration {self.iteration}: validation accuracy "
+                f"{100 * validation.accuracy:.2f} ± {100 * validation.interval:.2f} %"
+            )
             # Of equals the earliest; the margin is above the rounding of a mean.
             better = self.best is None or validation.accuracy > self.best.accuracy + 1e-9
             if better:
                 self.best = validation
-            metrics.write(row)
-            self._save(run, best=better)
-        else:
-            metrics.write(row)
+        metrics.write(row)
+        waited = time.monotonic() - self._saved_when
+        if due or self.iteration == outer.iterations or waited >= self.settings.run.save_seconds:
+            self._save(run, metrics, best=better)
         shown = f", val {100 * self.best.accuracy:.1f} %" if self.best else ""
-        advance(self.iteration, f"loss {outcome.loss:.2f}, {rate:.1f} tasks/s{shown}")
+        advance(self.iteration, f"loss {step.outcome.loss:.2f}, {rate:.1f} tasks/s{shown}")
 
-    def _save(self, run: RunDir, *, best: bool) -> None:
+    def _stop(self, run: RunDir, metrics: MetricsFile, number: int) -> NoReturn:
+        self._save(run, metrics)
+        raise StoppedError(
+            f"after iteration {self.iteration}, which is saved in {run.last}",
+            signal_number=number,
+            why=f"{signal.Signals(number).name} was received",
+            fix=f"hidra meta-train --resume {run.path}",
+        )
+
+    def _validate_at_end(self, run: RunDir) -> Validation:
+        """A run shorter than the time to its first validation still has a best checkpoint.
+
+        It is no part of the state, so that a longer run is the same whether it paused here.
+        """
+        validation = self.validate()
+        self._write(run.best)
+        return validation
+
+    def _save(self, run: RunDir, metrics: MetricsFile, *, best: bool = False) -> None:
+        """Save the state: what it builds on first, so that a kill in between loses nothing."""
+        metrics.flush_to_disk()
+        if best:
+            self._write(run.best)
+        self._write(run.last, run.previous)
+        self._saved_at, self._saved_when = self.iteration, time.monotonic()
+
+    def _write(self, path: Path, keep_old_as: Path | None = None) -> None:
         tensors = {f"model.{name}": value for name, value in self.learner.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer, self.names)
         meta = {
@@ -220,10 +334,20 @@ class MetaTrainer:
             "invert": self.images.attributes["invert"] == "True",
             "iteration": self.iteration,
             "best": vars(self.best) if self.best else None,
+            "skipped": [self.skipped, self.skipped_in_a_row],
         }
-        save_checkpoint(run.last, tensors, meta)
-        if best:
-            save_checkpoint(run.best, tensors, meta)
+        write_atomically(path, checkpoint_bytes(tensors, meta), keep_old_as=keep_old_as)
+
+    def _with_last_good(self, error: RunError, run: RunDir) -> RunError:
+        kept = next((path for path in (run.last, run.previous) if path.is_file()), None)
+        if kept is None:
+            return error
+        safe = f"iteration {self._saved_at} is safe in {kept}"
+        return RunError(
+            error.what,
+            why=error.why,
+            fix=f"{error.fix}; {safe}: then hidra meta-train --resume {run.path}",
+        )
 
     def _clip(self, limit: float) -> float:
         """Clip each gradient tensor to a norm (the authors' rule); returns the whole norm."""
@@ -234,14 +358,43 @@ class MetaTrainer:
                 torch.nn.utils.clip_grad_norm_(parameter, limit)
         return norm
 
-    def _not_finite(self, outcome: Outcome, ways: int, shots: int) -> RunError:
-        first = self.iteration * self.settings.outer.meta_batch
-        return RunError(
+    def _not_finite(self, batch: TaskBatch, step: Step) -> NotFiniteError:
+        outer, seed = self.settings.outer, self.settings.run.seed
+        first = self.iteration * len(batch)
+        culprit = self._culprit(batch)
+        if culprit is None:  # each task is finite, their sum is not
+            task = f"training episodes {first} to {first + len(batch) - 1} of seed {seed}"
+            replay = ""
+        else:
+            index, loss = culprit
+            task = f"task {index + 1} of {len(batch)}, loss {loss}: "
+            task += f"training episode {first + index} of seed {seed}"
+            replay = f"; to replay that task: {self._replay(first + index, step)}"
+        if outer.nonfinite == "skip":
+            task += f"; {self.skipped_in_a_row} steps before this one were skipped"
+        skip = ", or skip such steps with --nonfinite skip" if outer.nonfinite == "stop" else ""
+        return NotFiniteError(
             f"the loss or its gradient is not finite at iteration {self.iteration + 1}",
-            why=f"loss {outcome.loss}, {ways} ways, {shots} shots, training episodes {first} to "
-            f"{first + self.settings.outer.meta_batch - 1} of seed {self.settings.run.seed}",
-            fix="lower --inner-lr or --outer-lr, or set --clip; checkpoints before this are whole",
+            why=f"loss {step.outcome.loss}, gradient norm {step.gradient_norm}, "
+            f"{step.ways} ways, {step.shots} shots; {task}",
+            fix=f"lower --inner-lr or --outer-lr, or set --clip{skip}{replay}",
         )
+
+    def _replay(self, episode: int, step: Step) -> str:
+        return (
+            f"hidra adapt --checkpoint RUN/checkpoints/last.safetensors --split train "
+            f"--episode {episode} --seed {self.settings.run.seed} --ways {step.ways} "
+            f"--shots {step.shots} --queries {self.settings.tasks.queries} "
+            f"--steps {self.inner.steps}"
+        )
+
+    def _culprit(self, batch: TaskBatch) -> tuple[int, float] | None:
+        """The first task of a meta-batch that is not finite by itself, and its loss."""
+        for index in range(len(batch)):
+            outcome = self._gradient(batch.only(index))
+            if not (math.isfinite(outcome.loss) and math.isfinite(self._clip(0))):
+                return index, outcome.loss
+        return None
 
 
 def _ways_within(table: ClassTable, wanted: tuple[int, ...]) -> tuple[int, ...]:

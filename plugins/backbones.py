@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hidra_cli.api import Backbone, NormFactory
 
 _NARROWEST = 1
+_WIDEST = 65_536
 
 
 class Conv4(Backbone):
@@ -30,8 +31,8 @@ class Conv4(Backbone):
         blocks: Annotated[int, "number of blocks; each halves height and width"] = 4,
     ) -> None:
         super().__init__()
-        _at_least_one("filters", filters)
-        _at_least_one("blocks", blocks)
+        _check("filters", filters)
+        _check("blocks", blocks)
         channels, height, width = image_shape
         if min(height, width) >> blocks < _NARROWEST:
             raise ValueError(
@@ -72,7 +73,7 @@ class ResNet12(Backbone):
         width: Annotated[int, "channels of the first block"] = 64,
     ) -> None:
         super().__init__()
-        _at_least_one("width", width)
+        _check("width", width)
         channels, height, width_pixels = image_shape
         if min(height, width_pixels) < 16:
             raise ValueError(
@@ -118,6 +119,8 @@ def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     return conv
 
 
-def _at_least_one(name: str, value: int) -> None:
+def _check(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name}={value} is not positive")
+    if value > _WIDEST:
+        raise ValueError(f"{name}={value} is more than {_WIDEST}")

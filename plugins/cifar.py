@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
-import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hidra_cli.api import DataError, Dataset, ImageClass, Split
 
+from . import pickled
+from .archives import shown, tar_members
 from .sources import (
     Tree,
     check_choice,
@@ -32,8 +32,8 @@ SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 PARTS = ("train", "val", "test")
 TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar")
-# More than six times the largest file that is published.
-LARGEST_MEMBER = 1 << 30
+LARGEST_IMAGES = 1 << 28  # bytes; the largest file that is published has 156 million
+LARGEST_NAMES = 1 << 16
 ACCEPTED = (
     "give --source a folder or zip of class folders (apple/*.png, or train/apple/*.png and "
     "test/apple/*.png), or cifar-100-python.tar.gz or cifar-100-binary.tar.gz from "
@@ -115,7 +115,7 @@ def find_content(place: Path) -> Tree | Path:
         if entry.is_file() and entry.name.lower().endswith((".zip", *TAR_SUFFIXES))
     ]
     if len(archives) != 1:
-        names = ", ".join(archive.name for archive in archives)
+        names = ", ".join(shown(archive.name) for archive in archives)
         why = f"it holds several archives: {names}" if archives else "it has no class folders"
         why += "" if archives else f" and no archive ({', '.join(('.zip', *TAR_SUFFIXES))})"
         raise DataError(f"cannot find CIFAR-100 in {place}", why=why, fix=ACCEPTED)
@@ -139,7 +139,8 @@ def classes_from_tree(tree: Tree, home: dict[str, Split], origin: Path) -> list[
     parts = {place[-1] if place and place[-1] in PARTS else "" for place in places}
     roots = {place[:-1] if place and place[-1] in PARTS else place for place in places}
     if len(roots) > 1 or parts not in (set(), {""}, {"train", "test"}, set(PARTS)):
-        found = ", ".join(sorted("/".join(place) or "." for place in places))
+        found = ", ".join(sorted(shown("/".join(place) or ".") for place in places)[:5])
+        found += f" and {len(places) - 5} more places" if len(places) > 5 else ""
         raise DataError(
             f"cannot tell which images of {origin} to use",
             why=f"it holds class folders in: {found}",
@@ -204,7 +205,7 @@ def read_tar(archive: Path) -> tuple[list[str], Pixels, np.ndarray[Any, Any]]:
     except DataError:
         raise
     except Exception as error:  # a damaged archive can raise nearly anything
-        reason = str(error).split("\n")[0].rstrip(":")
+        reason = shown(str(error).split("\n")[0].rstrip(":"))
         raise damaged(archive, f"it is not a tar archive, or damaged: {reason}") from error
     for train, test, names in (
         ("train", "test", "meta"),
@@ -224,53 +225,50 @@ def read_tar(archive: Path) -> tuple[list[str], Pixels, np.ndarray[Any, Any]]:
 def read_members(archive: Path) -> dict[str, Any]:
     """Read the regular files of a tar archive that CIFAR-100 consists of, in one pass."""
     readers = {
-        "train": read_pickled_images,
-        "test": read_pickled_images,
-        "meta": read_pickled_names,
-        "train.bin": read_binary_images,
-        "test.bin": read_binary_images,
-        "fine_label_names.txt": read_text_names,
+        "train": (read_pickled_images, LARGEST_IMAGES),
+        "test": (read_pickled_images, LARGEST_IMAGES),
+        "meta": (read_pickled_names, LARGEST_NAMES),
+        "train.bin": (read_binary_images, LARGEST_IMAGES),
+        "test.bin": (read_binary_images, LARGEST_IMAGES),
+        "fine_label_names.txt": (read_text_names, LARGEST_NAMES),
     }
     parts: dict[str, Any] = {}
-    with tarfile.open(archive) as opened:
-        for member in opened:
-            name = member.name.rsplit("/", 1)[-1]
-            if not member.isreg() or name not in readers:
-                continue
-            stream = opened.extractfile(member)
-            if stream is None or member.size > LARGEST_MEMBER or name in parts:
-                raise damaged(archive, f"{member.name!r} is too large or there twice")
-            parts[name] = readers[name](stream, archive)
+    for name, content in tar_members(archive, {name: most for name, (_, most) in readers.items()}):
+        if name in parts:
+            raise damaged(archive, f"it holds {name} twice")
+        parts[name] = readers[name][0](content, archive)
     return parts
 
 
-def read_binary_images(stream: IO[bytes], archive: Path) -> tuple[Pixels, np.ndarray[Any, Any]]:
+def read_binary_images(content: bytes, archive: Path) -> tuple[Pixels, np.ndarray[Any, Any]]:
     """Read records of a coarse label, a fine label and 3072 bytes of pixels."""
     import numpy as np
 
-    content = np.frombuffer(stream.read(), dtype=np.uint8)
-    if content.size == 0 or content.size % (PIXELS + 2):
+    values = np.frombuffer(content, dtype=np.uint8)
+    if values.size == 0 or values.size % (PIXELS + 2):
         raise damaged(archive, f"its images are not records of {PIXELS + 2} bytes")
-    records = content.reshape(-1, PIXELS + 2)
+    records = values.reshape(-1, PIXELS + 2)
     return records[:, 2:], records[:, 1].astype(np.int64)
 
 
-def read_text_names(stream: IO[bytes], archive: Path) -> list[str]:
+def read_text_names(content: bytes, archive: Path) -> list[str]:
     """Read one label name per line."""
     try:
-        return stream.read().decode("ascii").split()
+        return content.decode("ascii").split()
     except UnicodeDecodeError as error:
         raise damaged(archive, f"its label names are not text: {error}") from error
 
 
-def read_pickled_images(stream: IO[bytes], archive: Path) -> tuple[Pixels, np.ndarray[Any, Any]]:
+def read_pickled_images(content: bytes, archive: Path) -> tuple[Pixels, np.ndarray[Any, Any]]:
     """Read a pickled dictionary with `data`, uint8 (n, 3072), and `fine_labels`, n integers."""
     import numpy as np
 
-    content = load_arrays(stream, archive)
-    pixels, labels = content.get("data"), content.get("fine_labels")
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
-        raise damaged(archive, "it has no 'data' of bytes")
+    entries = load_dictionary(content, archive)
+    try:
+        pixels = pickled.as_bytes_array(entries.get("data"))
+    except ValueError as error:
+        raise damaged(archive, f"it has no 'data' of bytes: {error}") from error
+    labels = entries.get("fine_labels")
     if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
         raise damaged(archive, "it has no 'fine_labels'")
     if pixels.shape != (len(labels), PIXELS):
@@ -278,63 +276,30 @@ def read_pickled_images(stream: IO[bytes], archive: Path) -> tuple[Pixels, np.nd
     return pixels, np.array(labels, dtype=np.int64)
 
 
-def read_pickled_names(stream: IO[bytes], archive: Path) -> list[str]:
+def read_pickled_names(content: bytes, archive: Path) -> list[str]:
     """Read the list `fine_label_names` of a pickled dictionary."""
-    names = load_arrays(stream, archive).get("fine_label_names")
+    names = load_dictionary(content, archive).get("fine_label_names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise damaged(archive, "it has no 'fine_label_names'")
     return names
 
 
-def load_arrays(stream: IO[bytes], archive: Path) -> dict[str, Any]:
-    """Load a pickled dictionary of arrays, lists, numbers and text.
+def load_dictionary(content: bytes, archive: Path) -> dict[str, Any]:
+    """Read a pickled dictionary of arrays, lists, numbers and text without unpickling it.
 
     Raises:
         DataError: the pickle is damaged, or names anything else to be called.
     """
     try:
-        content = ArrayUnpickler(stream, encoding="latin1").load()
-    except DataError:
-        raise
+        return pickled.load(content)
+    except pickled.RefusedError as error:
+        raise DataError(
+            f"refused to load a pickle in {archive}",
+            why=f"{error}, which CIFAR-100 does not need and may be harmful",
+            fix="delete this archive; " + ACCEPTED,
+        ) from error
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise damaged(archive, f"a pickle in it cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise damaged(archive, "a pickle in it is not a dictionary")
-    return content
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain values, and refuses to look up anything else.
-
-    A pickle can name any function to be called; the official archive needs only these.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickled array is made with; raise DataError for any other name."""
-        import numpy as np
-
-        reconstruct = np.empty(0).__reduce__()[0]
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): encode_latin1,
-        }
-        if (module, name) not in allowed:
-            raise DataError(
-                "refused to load a pickle",
-                why=f"it wants {module}.{name}, which CIFAR-100 does not need and may be harmful",
-                fix="delete this archive; " + ACCEPTED,
-            )
-        return allowed[module, name]
-
-
-def encode_latin1(text: str, encoding: str) -> bytes:
-    """Turn text into the bytes it stands for in pickles of protocol 2."""
-    if encoding != "latin1":
-        raise ValueError(f"unexpected encoding {encoding!r}")
-    return text.encode("latin1")
+        raise damaged(archive, f"a pickle in it cannot be read: {shown(str(error))}") from error
 
 
 def damaged(archive: Path, why: str) -> DataError:

@@ -434,6 +434,10 @@ class Drawings:
         return [(shrink[:, None] * z + move) * self.size for z in placed], radius
 
 
+# A model from elsewhere names the glyphs it was trained on, and hidra draws them unasked.
+MOST_PIXELS = 4 * 10**9
+
+
 class Glyphs(Dataset):
     """Made-up alphabets, drawn by noisy motor programs; grey, white strokes on black.
 
@@ -468,6 +472,12 @@ class Glyphs(Dataset):
         for name, value in given.items():
             if value < least[name]:
                 raise ValueError(f"{name} must be at least {least[name]}, not {value}")
+        pixels = alphabets * characters * drawings * size**2
+        if pixels > MOST_PIXELS:
+            raise ValueError(
+                f"{alphabets} alphabets of {characters} characters, {drawings} drawings each of "
+                f"{size}×{size} pixels are {pixels:.3g} bytes; at most {MOST_PIXELS:.3g} are made"
+            )
         self.seed, self.alphabets, self.characters = seed, alphabets, characters
         self.drawings = drawings
         self.image_shape = (1, size, size)

@@ -9,14 +9,8 @@ from typing import Annotated
 
 from hidra_cli.api import DataError, Dataset, ImageClass, Split
 
-from .sources import (
-    SPLITS,
-    check_size,
-    class_folders,
-    image_classes,
-    safe_parts,
-    split_file,
-)
+from .archives import safe_parts, shown
+from .sources import SPLITS, check_size, class_folders, image_classes, split_file
 
 ACCEPTED = (
     "obtain the images under ImageNet's terms of access (https://image-net.org), put them into "
@@ -25,6 +19,9 @@ ACCEPTED = (
     "DIR/splits or DIR/csv; or the folders train, val and test, each with class folders; or the "
     "100 class folders named by WordNet id (n01532829, ...)"
 )
+
+COLUMNS = ("filename", "label")
+LARGEST_CSV = 1 << 23  # bytes, six times as many as in the largest that is published
 
 
 class MiniImageNet(Dataset):
@@ -109,17 +106,28 @@ def read_csv(path: Path) -> list[tuple[str, str]]:
         DataError: the file is missing, has other columns, no rows, or unsafe names.
     """
     try:
+        if not path.is_file() or path.stat().st_size > LARGEST_CSV:
+            why = f"is not there, not a file, or larger than {LARGEST_CSV} bytes"
+            raise unknown_layout(path.parent, f"{path.name} {why}")
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            rows = {(row.get("filename") or "", row.get("label") or "") for row in table}
+            lines = csv.reader(file)
+            header = next(lines, [])
+            # No DictReader: with a long header, it takes for ever on short lines.
+            name, label = (header.index(c) if c in header else -1 for c in COLUMNS)
+            rows = {(_field(line, name), _field(line, label)) for line in lines if line}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise unknown_layout(path.parent, f"cannot read {path.name}: {error}") from error
-    if not rows or not {"filename", "label"} <= set(table.fieldnames or ()):
+        why = f"cannot read {path.name}: {shown(str(error))}"
+        raise unknown_layout(path.parent, why) from error
+    if not rows or min(name, label) < 0:
         raise unknown_layout(path.parent, f"{path.name} has no rows with filename and label")
     for row in rows:
-        for name in row:
-            safe_parts(name, path)
+        for field in row:
+            safe_parts(field, path)
     return sorted(rows)
+
+
+def _field(line: list[str], column: int) -> str:
+    return line[column] if 0 <= column < len(line) else ""
 
 
 def from_folders(source: Path) -> dict[Split, dict[str, list[Path]]]:

@@ -6,27 +6,30 @@ import contextlib
 import json
 import os
 import sys
-import zipfile
 from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.resources import files
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from hidra_cli.api import ArchiveMember, DataError, ImageClass, Split
+
+from .archives import check_member, safe_parts, shown, zip_members
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 Tree = dict[tuple[str, ...], list[Any]]
 """The images directly in each folder, keyed by the folder's names below the root."""
 
-# Pillow knows these by name, but writes them only or cannot decode them by itself.
-UNREADABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
+# Formats that Pillow only writes, or reads with the help of other programs and modules. The store
+# refuses the same; IPTC may hold an image of any other format.
+UNREADABLE = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC"}
+UNREADABLE |= {"MIC", "MPEG", "PALM", "PDF", "WMF"}
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Return the file name endings, in lower case, of every format that Pillow reads."""
+    """Return the file name endings, in lower case, of every format that is read."""
     from PIL import Image
 
     endings = Image.registered_extensions().items()
@@ -43,23 +46,6 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def safe_parts(name: str, origin: Path) -> tuple[str, ...]:
-    """Split a name found inside a file into its parts.
-
-    Raises:
-        DataError: the name is empty, absolute, leads upwards or has unprintable characters.
-    """
-    path = PurePosixPath(name)
-    rooted = path.is_absolute() or "\\" in name or PureWindowsPath(name).drive != ""
-    if not path.parts or rooted or ".." in path.parts or not name.isprintable():
-        raise DataError(
-            f"cannot use {origin}",
-            why=f"it names {name!r}, which is not a plain relative name",
-            fix="get this file again from where it is published",
-        )
-    return path.parts
-
-
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """Return what a folder holds, sorted by name, without hidden names.
 
@@ -72,14 +58,14 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         links = [e.path for e in found if e.is_symlink() and e.is_dir()]
     except OSError as error:
         raise DataError(
-            f"cannot read the folder {folder}",
-            why=str(error),
+            f"cannot read the folder {shown(str(folder))}",
+            why=shown(str(error)),
             fix="make the folder readable, or give another one with --source",
         ) from error
     if links:
         raise DataError(
-            f"cannot use the folder {folder}",
-            why=f"{links[0]} is a link to a folder; only links to files are followed",
+            f"cannot use the folder {shown(str(folder))}",
+            why=f"{shown(links[0])} is a link to a folder; only links to files are followed",
             fix="replace the link by the folder itself",
         )
     return found
@@ -89,21 +75,33 @@ def images_below(folder: Path) -> list[Path]:
     """Return every image in a folder and in the folders inside it, in a fixed order.
 
     Raises:
-        DataError: a folder cannot be read, or is a link.
+        DataError: a folder or image cannot be read, or a folder is a link.
     """
     images: list[Path] = []
-    for entry in entries(folder):
+    waiting = entries(folder)[::-1]
+    while waiting:  # not recursive: folders can be nested deeper than calls
+        entry = waiting.pop()
         if entry.is_dir():
-            images += images_below(Path(entry.path))
+            waiting += entries(Path(entry.path))[::-1]
         elif is_image(entry.name):
-            if not entry.is_file():
-                raise DataError(
-                    f"cannot read the image {entry.path}",
-                    why="it is a link to nothing, or not a file",
-                    fix="remove it, or restore the file it should be",
-                )
+            check_image_file(entry)
             images.append(Path(entry.path))
     return images
+
+
+def check_image_file(entry: os.DirEntry[str]) -> None:
+    """Raise DataError unless an image is a regular file with a name that is text."""
+    why = "" if entry.is_file() else "it is a link to nothing, or not a file"
+    try:
+        entry.path.encode()
+    except UnicodeEncodeError:
+        why = "its name has bytes that are not UTF-8"
+    if why:
+        raise DataError(
+            f"cannot read the image {shown(entry.path)}",
+            why=why,
+            fix="remove or rename it, or restore the file it should be",
+        )
 
 
 def folder_tree(root: Path) -> Tree:
@@ -122,22 +120,14 @@ def zip_tree(archive: Path) -> Tree:
     """Return the images in each folder of a zip archive; nothing is extracted.
 
     Raises:
-        DataError: not a zip archive, damaged, or with unsafe names.
+        DataError: not a zip archive, damaged, or with unsafe names or members.
     """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            names = {info.filename for info in opened.infolist() if not info.is_dir()}
-    except Exception as error:  # a damaged index can raise nearly anything
-        raise DataError(
-            f"cannot read {archive}",
-            why=f"it is not a zip archive, or damaged: {error}",
-            fix="get the archive again",
-        ) from error
     tree: Tree = {}
-    for name in sorted(names):
-        parts = safe_parts(name, archive)
+    for info in zip_members(archive):
+        parts = PurePosixPath(info.filename).parts
         if is_image(parts[-1]) and not any(is_hidden(part) for part in parts):
-            tree.setdefault(parts[:-1], []).append(ArchiveMember(archive, name))
+            check_member(info, archive)
+            tree.setdefault(parts[:-1], []).append(ArchiveMember(archive, info.filename))
     return tree
 
 
@@ -164,7 +154,7 @@ def class_folders(parent: Path) -> dict[str, list[Path]]:
         classes[entry.name] = images_below(Path(entry.path))
         if not classes[entry.name]:
             raise DataError(
-                f"cannot use the class folder {entry.path}",
+                f"cannot use the class folder {shown(entry.path)}",
                 why="it holds no image",
                 fix="put its images there, or remove the folder",
             )

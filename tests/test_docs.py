@@ -40,11 +40,11 @@ def test_every_command_line_is_understood(hidra: Hidra, page: str, words: list[s
     assert flags <= offered, (page, words, flags - offered)
 
 
-def test_the_settings_of_the_training_lines_are_valid(hidra: Hidra) -> None:
+def test_the_settings_of_the_training_lines_are_valid(hidra: Hidra, runs_dir: Path) -> None:
     trainings = [words for _, words in LINES if words[0] == "meta-train"]
     assert trainings
     for words in trainings:
-        done = hidra(*words, "--print-config")
+        done = hidra(*words, "--print-config", "--runs-dir", runs_dir)
         assert done.code == 0, (words, done.err)
 
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hidra_cli.checkpoints import load_checkpoint, optimizer_tensors, save_checkpoint
 from hidra_cli.errors import DataError, RunError, UsageError
 from hidra_cli.files import write_atomically, write_json
 from hidra_cli.runs import (
@@ -26,9 +27,6 @@ from hidra_cli.runs import (
     default_run_name,
     find_checkpoint,
     latest_run,
-    load_checkpoint,
-    optimizer_tensors,
-    save_checkpoint,
 )
 from hidra_cli.settings import DatasetSettings, ModelSettings, Settings, TaskSettings
 
@@ -213,7 +211,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> No
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
         "from hidra_cli.errors import RunError\n"
-        "from hidra_cli.runs import save_checkpoint\n"
+        "from hidra_cli.checkpoints import save_checkpoint\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "try:\n"
         "    save_checkpoint(Path(sys.argv[1]), {'a': torch.zeros(5000)}, {})\n"

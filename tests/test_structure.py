@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"errors"},
     {"api", "console", "registry", "settings", "files", "streams"},
-    {"store", "engine", "runs"},
+    {"store", "engine", "checkpoints"},
+    {"runs"},
     {"components", "episodes"},
     {"models"},
-    {"adaptation", "evaluation", "picture"},
+    {"adaptation", "evaluation", "picture", "resuming"},
     {"training"},
     {"commands"},
     {"app"},

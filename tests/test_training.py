@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from hidra_cli.checkpoints import load_checkpoint
 from hidra_cli.console import Console
 from hidra_cli.errors import DataError, RunError, UsageError
 from hidra_cli.models import load_model
-from hidra_cli.runs import RunDir, create_run, load_checkpoint
+from hidra_cli.runs import RunDir, create_run
 from hidra_cli.settings import Settings, resolve
 from hidra_cli.store.reader import PreparedImages
 from hidra_cli.training import METRICS, MetaTrainer, Trained
@@ -49,8 +50,7 @@ def train(
     settings = settings_of(**changes)
     trainer = MetaTrainer(settings, images, CPU)
     run = create_run(folder, None, settings)
-    with Console(verbosity=-1).progress("training") as advance:
-        return trainer, run, trainer.run(run, advance)
+    return trainer, run, trainer.run(run, Console(verbosity=-1))
 
 
 def rows(run: RunDir) -> list[dict[str, str]]:
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights(
     before = {n: v.clone() for n, v in trainer.learner.state_dict().items()}
     with pytest.raises(RunError, match="iteration 1") as failure:
         trainer.step()
-    assert "episodes 0 to 1" in failure.value.why
+    assert "training episode 0 of seed 0" in failure.value.why
     assert "--inner-lr" in failure.value.fix
     assert all(torch.equal(v, before[n]) for n, v in trainer.learner.state_dict().items())
 

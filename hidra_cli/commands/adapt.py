@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hidra_cli.commands import common
+
+if TYPE_CHECKING:
+    from hidra_cli.adaptation import Adapted
 
 
 def adapt(
@@ -26,6 +29,7 @@ def adapt(
     dataset: Annotated[str | None, typer.Option(help="Another dataset than the run's.")] = None,
     source: common.Source = None,
     data_opt: common.DataOpt = None,
+    split: common.Split = "test",
     seed: Annotated[int, typer.Option(help="Of the episodes.", min=0)] = 0,
     device: common.Device = None,
     out: common.Out = None,
@@ -47,7 +51,6 @@ def adapt(
     from hidra_cli.adaptation import adapt_task, save_classifier
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.episodes import EpisodeSampler
-    from hidra_cli.files import writing_to
     from hidra_cli.models import load_model
     from hidra_cli.runs import latest_run
 
@@ -61,19 +64,12 @@ def adapt(
     k = shots if shots is not None else min(model.settings.tasks.shots)
     _check_positive(n, k)
     model.check((n,), images.image_shape)
-    table = images.table("test")
+    table = images.table(split)
     sampler = EpisodeSampler(table, (n,), (k,), queries, seed)
     indices = sampler.indices([episode], n, k)
     task = sampler.batch(images, [episode], n, k, where).task(0)
     adapted = adapt_task(model, task)
     classes = [table.names[row] for row in indices.classes[0]]
-
-    home = run if run.is_dir() else run.parent
-    folder = out or home / "adapted" / f"{images.dataset}-{n}w{k}s-seed{seed}-episode{episode}"
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "classifier.safetensors"
-    save_classifier(path, model, adapted.weights, task, classes)
 
     console.table(
         f"Adapting {model.name} to {n} ways, {k} shots of {images.dataset} "
@@ -86,16 +82,23 @@ def adapt(
             )
         ],
     )
+    _check_finite(adapted)
     console.table(
         "Each class after adapting",
         ["class", "query accuracy, %"],
         [[c, f"{100 * a:.1f}"] for c, a in zip(classes, adapted.per_class, strict=True)],
     )
+    home = run if run.is_dir() else run.parent
+    of = "" if split == "test" else f"{split}-"
+    name = f"{images.dataset}-{of}{n}w{k}s-seed{seed}-episode{episode}"
+    path = common.made(out or home / "adapted" / name) / "classifier.safetensors"
+    save_classifier(path, model, adapted.weights, task, classes)
     console.print(f"classifier: {path}")
     console.result(
         {
             "checkpoint": str(model.path),
             "dataset": images.dataset,
+            "split": split,
             "ways": n,
             "shots": k,
             "episode": episode,
@@ -107,6 +110,21 @@ def adapt(
             "classifier": str(path),
         }
     )
+
+
+def _check_finite(adapted: Adapted) -> None:
+    """Refuse to save a classifier that says nothing."""
+    import math
+
+    from hidra_cli.errors import NotFiniteError
+
+    for step, loss in enumerate(adapted.support_losses):
+        if not math.isfinite(loss):
+            raise NotFiniteError(
+                f"adapting went wrong: the support loss is {loss} after step {step}",
+                why="the inner steps are too long for this task, or the model is not finite",
+                fix="fewer --steps, or a model trained with a lower --inner-lr",
+            )
 
 
 def _check_positive(ways: int, shots: int) -> None:

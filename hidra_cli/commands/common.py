@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,9 @@ DataOpt = Annotated[
     typer.Option(help="Option of the dataset, name=value; may be repeated.", metavar="NAME=VALUE"),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … [auto]")]
+Split = Annotated[
+    Literal["train", "val", "test"], typer.Option(help="Classes to take episodes from.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder for the result files.")]
 
 
@@ -43,6 +46,15 @@ def make_console(json_output: bool, quiet: bool, verbose: bool) -> Console:
 def runs_dir_of(chosen: Path | None) -> Path:
     """`--runs-dir` > HIDRA_RUNS_DIR > ./runs."""
     return chosen or Path(os.environ.get("HIDRA_RUNS_DIR") or "runs")
+
+
+def made(folder: Path) -> Path:
+    """A folder for result files, made where it is not there yet."""
+    from hidra_cli.files import writing_to
+
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def another_dataset(
@@ -111,20 +123,19 @@ def open_images(
     """The prepared images of a dataset; an embedded one is prepared when it is not there yet."""
     from hidra_cli.components import choose_dataset
     from hidra_cli.errors import DataError
-    from hidra_cli.store.build import is_stale
+    from hidra_cli.store.build import has_changed
     from hidra_cli.store.paths import cache_dir as resolve_cache
     from hidra_cli.store.reader import open_store
 
     choice = choose_dataset(settings)
     if choice.dataset.embedded:
         prepare_images(choice, cache_dir, console)
-    path = store_path(choice, cache_dir)
-    if is_stale(choice.dataset, choice.key, path, resolve_cache(cache_dir) / "downloads"):
+    images = open_store(store_path(choice, cache_dir), choice.plugin.name)
+    if has_changed(choice.dataset, choice.key, images, resolve_cache(cache_dir) / "downloads"):
         raise DataError(
             f"{choice.source} has changed since it was prepared",
             why="files were added, removed or edited",
             fix=f"hidra prepare {choice.plugin.name} --source {choice.source}",
         )
-    images = open_store(path, choice.plugin.name)
     console.detail(f"images: {images.path} ({images.content_hash[:12]})")
     return images

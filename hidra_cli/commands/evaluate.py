@@ -36,9 +36,7 @@ def evaluate(
         Literal["support", "transductive", "none"] | None,
         typer.Option(help="Where statistics come from. [as trained]", show_default=False),
     ] = None,
-    split: Annotated[
-        Literal["train", "val", "test"], typer.Option(help="Classes to take episodes from.")
-    ] = "test",
+    split: common.Split = "test",
     dataset: Annotated[
         str | None, typer.Option(help="Another dataset than the first run's.")
     ] = None,
@@ -228,14 +226,12 @@ def _write(
 ) -> Path:
     from datetime import datetime
 
-    from hidra_cli.files import write_atomically, write_json, writing_to
+    from hidra_cli.files import write_atomically, write_json
     from hidra_cli.picture import accuracy_over_ways
 
     home = chosen if chosen.is_dir() else model.path.parent
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{result['dataset']}-{result['split']}"
-    folder = out or home / "evaluations" / name
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = common.made(out or home / "evaluations" / name)
     title = (
         f"{result['dataset']}, {result['split']} split, {cells[0].to_json()['episodes']} episodes"
     )

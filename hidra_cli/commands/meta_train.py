@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from hidra_cli.commands import common
 if TYPE_CHECKING:
     from hidra_cli.console import Console
     from hidra_cli.episodes import EpisodeSampler
+    from hidra_cli.resuming import Resumed
     from hidra_cli.runs import RunDir
     from hidra_cli.settings import Resolved, Settings
     from hidra_cli.training import MetaTrainer
@@ -39,9 +41,11 @@ _FLAGS = {
     "validate_every": "outer.validate_every",
     "validation_episodes": "outer.validation_episodes",
     "test_episodes": "outer.test_episodes",
+    "nonfinite": "outer.nonfinite",
     "seed": "run.seed",
     "device": "run.device",
     "precision": "run.precision",
+    "save_seconds": "run.save_seconds",
 }
 _OPTION_FLAGS = {
     "data_opt": ("dataset.options", "--data-opt"),
@@ -102,9 +106,20 @@ def meta_train(
     test_episodes: Annotated[
         str | None, _option("Outer loop", "Episodes of the final test table, 0 for none. [600]")
     ] = None,
+    nonfinite: Annotated[
+        str | None,
+        _option("Outer loop", "A loss that is not finite: stop, or skip and count it. [stop]"),
+    ] = None,
     seed: Annotated[str | None, _option("Run", "One seed for all random streams. [0]")] = None,
     device: common.Device = None,
     precision: Annotated[str | None, _option("Run", "float32 or bfloat16. [float32]")] = None,
+    save_seconds: Annotated[
+        str | None, _option("Run", "Longest time between two checkpoints. [60]")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        _option("Run", "Go on with a run: its directory or name, or latest.", metavar="RUN"),
+    ] = None,
     config: Annotated[Path | None, _option("Run", "TOML file of settings.")] = None,
     preset: Annotated[str | None, _option("Run", "Settings that ship with hidra.")] = None,
     name: Annotated[str | None, _option("Run", "Name of the run directory.")] = None,
@@ -131,6 +146,8 @@ def meta_train(
 
       hidra meta-train --dataset omniglot --head maml --ways 5 --iterations 1000
 
+      hidra meta-train --resume latest
+
     Next: hidra evaluate RUN --ways 2,5,10,20
     """
     given = dict(locals())
@@ -141,11 +158,65 @@ def meta_train(
     for flag, (key, spelled) in _OPTION_FLAGS.items():
         if given[flag]:
             flags[key] = parse_assignments(given[flag], spelled)
-    resolved = resolve(flags, config=config, preset=preset)
-    if print_config:
-        _print_config(resolved, console)
-        return
-    _train(resolved.settings, runs_dir, name, cache_dir, dry_run, console)
+    place = common.runs_dir_of(runs_dir)
+    with contextlib.ExitStack() as stack:
+        resumed = None
+        if resume is None:
+            resolved = resolve(flags, config=config, preset=preset)
+        else:
+            owner = None if print_config or dry_run else stack
+            resumed = _resumed(resume, place, flags, config, preset, name, owner)
+            resolved = resumed.settings
+        if print_config:
+            _print_config(resolved, console)
+        elif resumed is not None and not dry_run and _is_finished(resumed):
+            _show_finished(resumed, console)
+        else:
+            _train(resolved.settings, place, name, resumed, cache_dir, dry_run, console, stack)
+
+
+def _resumed(
+    chosen: str,
+    runs_dir: Path,
+    flags: dict[str, Any],
+    config: Path | None,
+    preset: str | None,
+    name: str | None,
+    owner: contextlib.ExitStack | None,
+) -> Resumed:
+    """The run to go on with; where it will be written, this process owns it until `owner` ends."""
+    from hidra_cli.errors import UsageError
+    from hidra_cli.resuming import resume
+    from hidra_cli.runs import owning, run_to_resume
+
+    if name is not None:
+        raise UsageError(
+            "--name and --resume cannot go together",
+            why="a resumed run keeps its directory",
+            fix="leave --name out",
+        )
+    run = run_to_resume(chosen, runs_dir)
+    if owner is not None:
+        owner.enter_context(owning(run))
+    return resume(run, flags, config=config, preset=preset)
+
+
+def _is_finished(resumed: Resumed) -> bool:
+    """Whether nothing is left to do: no step, and no test."""
+    from hidra_cli.runs import read_json
+
+    wanted = resumed.settings.settings.outer.iterations
+    tested = read_json(resumed.run.result).get("iterations")
+    return resumed.iteration == wanted == tested
+
+
+def _show_finished(resumed: Resumed, console: Console) -> None:
+    """Nothing to do is no failure: a job that is queued again and again ends well."""
+    console.print(f"{resumed.run.path} is finished, at iteration {resumed.iteration}")
+    console.note(f"to train it longer: hidra meta-train --resume {resumed.run.path} --iterations N")
+    console.result(
+        {"run": str(resumed.run.path), "iterations": resumed.iteration, "finished_before": True}
+    )
 
 
 def _print_config(resolved: Resolved, console: Console) -> None:
@@ -156,25 +227,36 @@ def _print_config(resolved: Resolved, console: Console) -> None:
 
 def _train(
     settings: Settings,
-    runs_dir: Path | None,
+    runs_dir: Path,
     name: str | None,
+    resumed: Resumed | None,
     cache_dir: Path | None,
     dry_run: bool,
     console: Console,
+    stack: contextlib.ExitStack,
 ) -> None:
     from hidra_cli.components import check_head_can
     from hidra_cli.engine.devices import resolve_device
+    from hidra_cli.runs import create_run, owning
     from hidra_cli.training import MetaTrainer
 
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
     device = resolve_device(settings.run.device)
     images = common.open_images(settings.dataset, cache_dir, console)
     trainer = MetaTrainer(settings, images, device)
+    if resumed is not None and resumed.checkpoint is not None:
+        trainer.restore(resumed.checkpoint)
     test_episodes = _test_episodes(trainer, console)
     if dry_run:
         _dry_run(trainer, console)
         return
-    _train_and_test(trainer, test_episodes, common.runs_dir_of(runs_dir), name, console)
+    if resumed is None:
+        run = create_run(runs_dir, name, settings)
+        stack.enter_context(owning(run))
+    else:
+        run = resumed.run
+    with console.logging_to(run.log):
+        _train_and_test(trainer, test_episodes, run, resumed, console)
 
 
 def _test_episodes(trainer: MetaTrainer, console: Console) -> EpisodeSampler | None:
@@ -198,40 +280,62 @@ def _test_episodes(trainer: MetaTrainer, console: Console) -> EpisodeSampler | N
 def _train_and_test(
     trainer: MetaTrainer,
     test_episodes: EpisodeSampler | None,
-    runs_dir: Path,
-    name: str | None,
+    run: RunDir,
+    resumed: Resumed | None,
     console: Console,
 ) -> None:
-    from hidra_cli.files import write_atomically, write_json
-    from hidra_cli.runs import create_run, environment
+    from hidra_cli.files import write_json
 
     settings = trainer.settings
-    run = create_run(runs_dir, name, settings)
-    write_atomically(run.path / "config.toml", settings.to_toml().encode())
-    facts = environment(trainer.device, trainer.plugins)
-    facts["dataset"] = dict(trainer.images.attributes)
-    write_json(run.path / "environment.json", facts)
+    facts = _record_start(trainer, run, resumed, console)
     if trainer.validation_ways != settings.tasks.ways:
         console.note(
             f"the validation split has fewer classes than --ways asks for: "
             f"validating at up to {max(trainer.validation_ways)} ways"
         )
-    console.note(f"run {run.path}")
-    with console.progress("meta-training", settings.outer.iterations) as advance:
-        trained = trainer.run(run, advance)
+    trained = trainer.run(run, console)
+    rate = trained.tasks_per_second
     result: dict[str, Any] = {
         "format_version": 1,
         "run": str(run.path),
         "iterations": settings.outer.iterations,
-        "tasks_per_second": round(trained.tasks_per_second, 2),
+        "skipped": trained.skipped,
+        "tasks_per_second": None if rate is None else round(rate, 2),
         "best_validation": vars(trained.best),
         "test": _test(run, trainer, test_episodes, console) if test_episodes else [],
         "environment": facts,
     }
     write_json(run.result, result)
-    console.print(f"{trained.tasks_per_second:.1f} tasks/s; best checkpoint: {run.best}")
+    if trained.skipped:
+        console.warn(f"{trained.skipped} of {settings.outer.iterations} steps were skipped")
+    speed = "" if rate is None else f"{rate:.1f} tasks/s; "
+    console.print(f"{speed}best checkpoint: {run.best}")
     console.note(f"next: hidra evaluate {run.path} --ways 2,5,10,20   or   hidra adapt --ways 7")
     console.result(result)
+
+
+def _record_start(
+    trainer: MetaTrainer, run: RunDir, resumed: Resumed | None, console: Console
+) -> dict[str, Any]:
+    """Write what the run depends on, and say where it begins."""
+    from hidra_cli.files import write_atomically, write_json
+    from hidra_cli.runs import environment, read_json
+
+    now = environment(trainer.device, trainer.plugins)
+    facts = now | {"dataset": dict(trainer.images.attributes)}
+    if resumed is None:
+        console.note(f"run {run.path}")
+    else:
+        console.note(f"run {run.path}, resumed after iteration {trainer.iteration}")
+        for warning in resumed.warnings:
+            console.warn(warning)
+        write_atomically(run.config, trainer.settings.to_toml().encode())
+        before = read_json(run.environment) or facts
+        earlier = before.get("resumed")
+        again = earlier if isinstance(earlier, list) else []
+        facts = before | {"resumed": [*again, now | {"after_iteration": trainer.iteration}]}
+    write_json(run.environment, facts)
+    return facts
 
 
 def _test(
@@ -281,21 +385,21 @@ def _dry_run(trainer: MetaTrainer, console: Console) -> None:
     largest = max(tasks.ways), max(tasks.shots)
     trainer.step(largest)  # the first step pays for warming up
     begun = time.monotonic()
-    outcome, ways, shots, _ = trainer.step(largest)
+    step = trainer.step(largest)
     rate = trainer.settings.outer.meta_batch / (time.monotonic() - begun)
     count = sum(p.numel() for p in trainer.learner.parameters())
     memory = peak_memory(trainer.device) / 1e6
     console.print("everything fits: plugins, data and every episode were checked")
     console.print(f"meta-parameters  {count:,}")
     console.print(f"peak memory      {memory:,.0f} MB ({trainer.device})")
-    console.print(f"speed            {rate:.1f} tasks/s at {ways} ways, {shots} shots")
+    console.print(f"speed            {rate:.1f} tasks/s at {step.ways} ways, {step.shots} shots")
     console.result(
         {
             "meta_parameters": count,
             "peak_memory_mb": round(memory),
             "tasks_per_second": round(rate, 2),
-            "ways": ways,
-            "shots": shots,
-            "loss": outcome.loss,
+            "ways": step.ways,
+            "shots": step.shots,
+            "loss": step.outcome.loss,
         }
     )

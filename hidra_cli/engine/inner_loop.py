@@ -155,5 +155,13 @@ def query_accuracy(learner: Learner, weights: Weights, task: Task) -> float:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of rows of (n, N) whose largest logit is the label's, in 0..1."""
-    return (logits.argmax(1) == labels).double().mean().item()
+    """Share of rows of (n, N) that are labelled right, in 0..1."""
+    return labelled_right(logits, labels).double().mean().item()
+
+
+def labelled_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """For each row of (n, N), whether its largest logit is the label's: (n,) bool.
+
+    A row that holds NaN or infinity has no label at all.
+    """
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)

@@ -57,3 +57,14 @@ class TaskBatch:
             self.ways,
             self.generator_keys[index],
         )
+
+    def only(self, index: int) -> TaskBatch:
+        """The batch of one of the tasks."""
+        one = slice(index, index + 1)
+        return TaskBatch(
+            Examples(self.support.images[one], self.support.labels[one]),
+            Examples(self.query.images[one], self.query.labels[one]),
+            self.ways,
+            self.shots,
+            self.generator_keys[one],
+        )

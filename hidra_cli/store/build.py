@@ -24,7 +24,14 @@ from hidra_cli.errors import DataError, HidraError, PluginError, RunError
 from hidra_cli.files import writing_to
 from hidra_cli.store.decode import UInt8, decode_class, turned
 from hidra_cli.store.paths import StoreKey
-from hidra_cli.store.reader import ContentHash, open_store, read_about, write_about
+from hidra_cli.store.reader import (
+    SEAL_BYTES,
+    ContentHash,
+    PreparedImages,
+    open_store,
+    seal,
+    write_about,
+)
 
 Decoding = Future[tuple[UInt8, bytes]]
 
@@ -110,11 +117,17 @@ def is_stale(dataset: Dataset, key: StoreKey, path: Path, downloads: Path) -> bo
     if not (dataset.source_is_identity and path.is_file()):
         return False
     try:
-        with h5py.File(path, "r") as file:
-            known = read_about(file, path)["attributes"].get("listing")
-    except (OSError, ValueError, LookupError, DataError):
+        with contextlib.closing(open_store(path, key.dataset, load=False)) as images:
+            return has_changed(dataset, key, images, downloads)
+    except DataError:
         return False  # damaged: opening it will say so
-    return bool(known != _listing(_listed(dataset, key, downloads)))
+
+
+def has_changed(dataset: Dataset, key: StoreKey, images: PreparedImages, downloads: Path) -> bool:
+    """Whether one's own folder has other files now than these prepared ones came from."""
+    if not dataset.source_is_identity:
+        return False
+    return images.attributes.get("listing") != _listing(_listed(dataset, key, downloads))
 
 
 def _listing(classes: list[ImageClass]) -> str:
@@ -128,7 +141,8 @@ def _listing(classes: list[ImageClass]) -> str:
                     status = reference.stat()
                 except OSError as exc:
                     raise DataError(f"the image {reference} cannot be read", why=str(exc)) from exc
-                digest.update(f"{reference}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                digest.update(os.fsencode(reference))
+                digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -210,19 +224,24 @@ def _write(
     names = [c.name for c in classes]
     content = ContentHash(dataset.image_shape, dataset.invert, offsets, splits, names)
     source_hash = hashlib.sha256()
-    with _SafeFile(path) as target, h5py.File(target, "w") as file:
-        images = file.create_dataset("images", (int(offsets[-1]), *dataset.image_shape), np.uint8)
-        file["offsets"] = offsets
-        file["splits"] = splits
-        for index, (decoded, digest) in enumerate(_decoded(dataset, classes, workers)):
-            images[offsets[index] : offsets[index + 1]] = decoded
-            target.check()
-            content.update(decoded)
-            source_hash.update(digest)
-            progress(int(offsets[index + 1]), total=int(offsets[-1]))
-        attributes["source_hash"] = source_hash.hexdigest()
-        attributes["content_hash"] = content.hexdigest()
-        write_about(file, {"attributes": attributes, "names": names})
+    with _SafeFile(path) as target:
+        with h5py.File(target, "w", userblock_size=SEAL_BYTES) as file:
+            images = file.create_dataset(
+                "images", (int(offsets[-1]), *dataset.image_shape), np.uint8
+            )
+            file["offsets"] = offsets
+            file["splits"] = splits
+            for index, (decoded, digest) in enumerate(_decoded(dataset, classes, workers)):
+                images[offsets[index] : offsets[index + 1]] = decoded
+                target.check()
+                content.update(decoded)
+                source_hash.update(digest)
+                progress(int(offsets[index + 1]), total=int(offsets[-1]))
+            attributes["source_hash"] = source_hash.hexdigest()
+            attributes["content_hash"] = content.hexdigest()
+            write_about(file, {"attributes": attributes, "names": names})
+        target.check()
+        target.seal()
 
 
 class _SafeFile:
@@ -244,6 +263,10 @@ class _SafeFile:
         with contextlib.closing(self._file):
             self.check()
             os.fsync(self._file.fileno())
+
+    def seal(self) -> None:
+        """Finish the file: from now on it is checked before it is read."""
+        seal(self._file)
 
     def check(self) -> None:
         """Raise the first error there was."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import stat
 import warnings
 import zipfile
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hidra_cli.api.data import ArchiveMember, ImageClass
 from hidra_cli.errors import DataError
@@ -21,6 +23,16 @@ UInt8 = npt.NDArray[np.uint8]
 
 # Part of a prepared file's name: raise it when the same source would give other pixels.
 PREPROCESSING_VERSION = 1
+
+# Formats that Pillow only writes, or reads with the help of other programs and modules; IPTC may
+# hold an image of any of them.
+REFUSED_FORMATS = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC"}
+REFUSED_FORMATS |= {"MIC", "MPEG", "PALM", "PDF", "WMF"}
+
+LARGEST_SOURCE = 1 << 29  # bytes of one image, not yet decoded
+LONGEST_TEXT = 400  # of an error message
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what matters to us, it raises
 
 
 def decode_class(
@@ -80,16 +92,38 @@ def _pixels(reference: Any, image_shape: tuple[int, int, int]) -> tuple[UInt8, b
     try:
         raw = _read(reference)
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are about metadata
             # A picture of over 90 million pixels is a mistake or an attack, not a sample.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(raw)) as image:
+            with Image.open(io.BytesIO(raw), formats=formats()) as image:
                 return fit(image, image_shape), raw
     except Exception as exc:  # Pillow's decoders raise many types on damaged data
         raise DataError(
-            f"the image {reference} cannot be read",
-            why=f"{type(exc).__name__}: {exc}",
+            f"the image {_shown(str(reference))} cannot be read",
+            why=_reason(exc),
             fix="repair, replace or remove this image, then run the same command again",
         ) from exc
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that Pillow decodes by itself; no other is tried, whatever a file is called."""
+    Image.preinit()  # the frequent ones come first
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind not in REFUSED_FORMATS)
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, UnidentifiedImageError):
+        return "its content is damaged, or in no image format that is read"
+    return _shown(f"{type(exc).__name__}: {exc}")
+
+
+def _shown(text: str) -> str:
+    """Text that may hold a part of a file: not too long, and without control characters."""
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[: LONGEST_TEXT // 2]} … {text[-LONGEST_TEXT // 2 :]}"
+    return text if text.isprintable() else ascii(text)
 
 
 def fit(image: Image.Image, image_shape: tuple[int, int, int]) -> UInt8:
@@ -112,16 +146,46 @@ def fit(image: Image.Image, image_shape: tuple[int, int, int]) -> UInt8:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image, np.float64)
+    values = np.array(image, np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are not finite numbers")
     top = 65535.0 if image.mode.startswith("I") else 1.0
-    top = max(top, float(values.max(initial=0.0)))
-    return Image.fromarray((np.clip(values / top, 0, 1) * 255).round().astype(np.uint8))
+    # In place: of a large image, every copy takes hundreds of megabytes.
+    values /= max(top, float(values.max(initial=0.0)))
+    np.clip(values, 0, 1, out=values)
+    values *= 255
+    return Image.fromarray(values.round(out=values).astype(np.uint8))
 
 
 def _read(reference: Path | ArchiveMember) -> bytes:
     if isinstance(reference, ArchiveMember):
-        return _archive(reference.archive).read(reference.name)
-    return reference.read_bytes()
+        return _read_member(_archive(reference.archive), reference.name)
+    status = reference.stat()
+    if not stat.S_ISREG(status.st_mode):  # reading a named pipe would wait for ever
+        raise ValueError("it is not a regular file")
+    _check_size(status.st_size)
+    with reference.open("rb") as file:
+        return file.read(status.st_size)
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    info = archive.getinfo(name)
+    if info.flag_bits & 0x1:
+        raise ValueError("it is encrypted")
+    # Python unpacks the others in one go, however large they become.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is compressed, but neither stored nor deflated")
+    _check_size(info.file_size)
+    with archive.open(info) as file:
+        content = file.read(info.file_size)
+        if len(content) < info.file_size:
+            raise EOFError("it ends too early")
+        return content
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST_SOURCE:
+        raise ValueError(f"it has {size} bytes, more than {LARGEST_SOURCE}")
 
 
 @lru_cache(maxsize=4)

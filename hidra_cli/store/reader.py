@@ -1,14 +1,14 @@
-"""Reading a prepared file: checked against its content hash, then gathered by index."""
+"""Reading a prepared file: checked against its hash, then gathered by index."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -21,11 +21,14 @@ from hidra_cli.store.decode import UInt8
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "hidra-store"
 FORMAT_VERSION = 1
+# What a prepared file begins with, before the hash of the rest; then HDF5's own content.
+SEAL = b"hidra-store sha256 "
+SEAL_BYTES = 512
 # Above this share of the memory that is free, images stay in the file and are read as needed.
 IN_MEMORY_SHARE = 0.5
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 4 << 20
+_ATTRIBUTES = ("dataset", "content_hash", "source_hash", "source", "invert", "licence")
 
 Int64 = npt.NDArray[np.int64]
 
@@ -92,6 +95,11 @@ class PreparedImages:
     def content_hash(self) -> str:
         return self.attributes["content_hash"]
 
+    def close(self) -> None:
+        """Close the file, where images are read from it as needed."""
+        if not isinstance(self.images, np.ndarray):
+            self.images.file.close()
+
     def table(self, split: Split) -> ClassTable:
         """The classes of one split, in file order."""
         chosen = np.flatnonzero(self.splits == SPLITS.index(split))
@@ -117,7 +125,7 @@ class PreparedImages:
 
 
 def open_store(path: Path, dataset: str, *, load: bool = True) -> PreparedImages:
-    """Open a prepared file and check it against its content hash.
+    """Open a prepared file and check it against the hash it is sealed with.
 
     Args:
         path: the HDF5 file.
@@ -134,6 +142,7 @@ def open_store(path: Path, dataset: str, *, load: bool = True) -> PreparedImages
             fix=f"hidra prepare {dataset}   (with the same --source, --data-opt and --cache-dir)",
         )
     try:
+        check_seal(path)
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(h5py.File(path, "r"))
             found = _checked(file, path, load)
@@ -142,84 +151,113 @@ def open_store(path: Path, dataset: str, *, load: bool = True) -> PreparedImages
             return found
     except DataError:
         raise
-    # What h5py and numpy raise on tables of other kinds or sizes than ours.
+    # What h5py, numpy and json raise on tables of other kinds or sizes than ours.
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
         raise _damaged(path, dataset, str(exc).split("\n")[0]) from exc
+
+
+def seal(file: IO[bytes]) -> None:
+    """Write the hash of everything behind the seal into the block before it.
+
+    HDF5's own code is not made for damaged files: it can crash, or loop without end. So that it
+    only sees what was written, a file is checked before HDF5 opens it.
+    """
+    digest = _digest(file)
+    file.seek(0)
+    file.write((SEAL + digest.encode()).ljust(SEAL_BYTES, b"\0"))
+
+
+def check_seal(path: Path) -> None:
+    """Check that a file is as it was sealed.
+
+    Raises:
+        DataError: it is foreign or damaged.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        block = file.read(SEAL_BYTES)
+        sealed = (SEAL + _digest(file).encode()).ljust(SEAL_BYTES, b"\0")
+    if not block.startswith(SEAL):
+        raise DataError(
+            f"{path} was not written by hidra, or is damaged",
+            why="it does not begin with hidra's seal",
+            fix="move that file away, or write it again with `hidra prepare DATASET --force`",
+        )
+    if block != sealed:
+        raise ValueError("its content does not match the hash it is sealed with")
+
+
+def _digest(file: IO[bytes]) -> str:
+    file.seek(SEAL_BYTES)
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_about(file: h5py.File, about: dict[str, Any]) -> None:
     """Keep everything that is not a number as JSON in one table of bytes.
 
-    HDF5's own strings live in a heap, and a damaged heap can keep it looping without end.
+    HDF5's own strings live in a heap; this file has none.
     """
-    marked = {"format": FORMAT, "format_version": FORMAT_VERSION, **about}
-    marked["hash"] = _about_hash(marked)
+    marked = {"format_version": FORMAT_VERSION, **about}
     file["about"] = np.frombuffer(json.dumps(marked).encode(), np.uint8)
 
 
-def read_about(file: h5py.File, path: Path) -> dict[str, Any]:
-    """What `write_about` kept.
-
-    Raises:
-        DataError: the file is foreign or of another version.
-        ValueError: it is damaged.
-    """
-    try:
-        about = json.loads(file["about"][:].astype(np.uint8).tobytes())
-        written_by_us = about["format"] == FORMAT
-    except (LookupError, TypeError, ValueError, AttributeError):
-        written_by_us = False
-    if not written_by_us:
-        raise DataError(
-            f"{path} was not written by hidra, or is damaged",
-            why="it has no table that says what it holds",
-            fix="move that file away, or write it again with `hidra prepare DATASET --force`",
-        )
+def _about(file: h5py.File, path: Path) -> dict[str, Any]:
+    """What `write_about` kept."""
+    about = json.loads(_plain(file, "about", np.uint8, 1)[:].tobytes())
     if about.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{path} has format version {about.get('format_version')}",
             why=f"this hidra reads version {FORMAT_VERSION}",
             fix=f"hidra prepare {about['attributes']['dataset']} --force",
         )
-    if about.get("hash") != _about_hash(about):
-        raise ValueError("what it says about itself does not match its hash")
     return dict(about)
 
 
-def _about_hash(about: dict[str, Any]) -> str:
-    rest = {key: value for key, value in about.items() if key != "hash"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+def _plain(file: h5py.File, name: str, kind: type[np.generic], dimensions: int) -> h5py.Dataset:
+    """A table that lies in the file as it is: a small file cannot unpack into a large one.
+
+    Raises:
+        ValueError: it is compressed, elsewhere, or of another kind.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"the table {name} is missing, or a link")
+    table = file[name]
+    if not isinstance(table, h5py.Dataset) or table.dtype != kind or table.ndim != dimensions:
+        raise ValueError(f"the table {name} is of another kind")
+    created = table.id.get_create_plist()
+    if created.get_layout() != h5py.h5d.CONTIGUOUS or created.get_external_count():
+        raise ValueError(f"the table {name} is compressed or in another file")
+    if table.id.get_storage_size() != table.nbytes:
+        raise ValueError(f"the table {name} is not whole")
+    return table
 
 
 def _checked(file: h5py.File, path: Path, load: bool) -> PreparedImages:
-    about = read_about(file, path)
+    about = _about(file, path)
     attributes = {str(key): str(value) for key, value in about["attributes"].items()}
-    dataset = attributes["dataset"]
+    missing = [key for key in _ATTRIBUTES if key not in attributes]
+    if missing:
+        raise ValueError(f"it does not say its {missing[0]}")
     names = tuple(map(str, about["names"]))
-    images = file["images"]
-    offsets = file["offsets"][:].astype(np.int64)
-    splits = file["splits"][:].astype(np.uint8)
-    if images.dtype != np.uint8 or images.ndim != 4 or offsets[-1] != len(images):
-        raise _damaged(path, dataset, "its tables do not fit together")
-    inverted = attributes.get("invert") == "True"
-    content = ContentHash(images.shape[1:], inverted, offsets, splits, names)
+    images = _plain(file, "images", np.uint8, 4)
+    offsets: Int64 = _plain(file, "offsets", np.int64, 1)[:]
+    splits: UInt8 = _plain(file, "splits", np.uint8, 1)[:]
+    counts = np.diff(offsets)
+    fit = len(names) == len(splits) == len(counts) > 0 and min(images.shape) > 0
+    if not fit or offsets[0] != 0 or offsets[-1] != len(images) or counts.min() < 1:
+        raise ValueError("its tables do not fit together")
+    if splits.max() >= len(SPLITS) or len(set(names)) != len(names):
+        raise ValueError("its classes are not distinct, or in an unknown split")
     held: Any = images
     if load and images.nbytes <= IN_MEMORY_SHARE * _free_memory():
         held = images[:]
-    for chunk in _chunks(held):
-        content.update(chunk)
-    if content.hexdigest() != attributes.get("content_hash"):
-        raise _damaged(path, dataset, "its content does not match its hash")
-    shape = tuple(int(side) for side in images.shape[1:])
+    _, c, h, w = map(int, images.shape)
     return PreparedImages(
-        path, dataset, (shape[0], shape[1], shape[2]), offsets, splits, names, attributes, held
+        path, attributes["dataset"], (c, h, w), offsets, splits, names, attributes, held
     )
-
-
-def _chunks(images: Any) -> Iterator[UInt8]:
-    rows = max(1, _CHUNK_BYTES // max(1, int(np.prod(images.shape[1:]))))
-    for start in range(0, len(images), rows):
-        yield images[start : start + rows]
 
 
 def _damaged(path: Path, dataset: str, why: str) -> DataError:

@@ -1,6 +1,7 @@
 """CIFAR-FS and FC100: sources, class splits, official archives, hostile pickles."""
 
 import builtins
+import gzip
 import io
 import os
 import pickle
@@ -181,8 +182,21 @@ def write_python_of_old_numpy(path: Path, images: Images) -> Path:
     return write_tar(path, renamed)
 
 
+def write_python_of_protocol_3(path: Path, images: Images) -> Path:
+    return write_tar(path, python_members(images, 3))
+
+
 def write_python_of_protocol_4(path: Path, images: Images) -> Path:
     return write_tar(path, python_members(images, 4))
+
+
+def write_python_of_protocol_5(path: Path, images: Images) -> Path:
+    return write_tar(path, python_members(images, 5))
+
+
+def write_python_unpacked(path: Path, images: Images) -> Path:
+    path.write_bytes(gzip.decompress(write_python(path, images).read_bytes()))
+    return path
 
 
 def write_binary(path: Path, images: Images) -> Path:
@@ -195,7 +209,16 @@ def write_binary(path: Path, images: Images) -> Path:
 
 
 @pytest.mark.parametrize(
-    "write", [write_python, write_python_of_old_numpy, write_python_of_protocol_4, write_binary]
+    "write",
+    [
+        write_python,
+        write_python_of_old_numpy,
+        write_python_of_protocol_3,
+        write_python_of_protocol_4,
+        write_python_of_protocol_5,
+        write_python_unpacked,
+        write_binary,
+    ],
 )
 @pytest.mark.parametrize("in_folder", [True, False])
 def test_official_archives_give_back_every_image(
@@ -223,9 +246,9 @@ class Hostile:
 
 
 @pytest.mark.parametrize("member", ["train", "test", "meta"])
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize(("protocol", "named"), [(0, "DICT"), (2, "mkdir"), (4, "mkdir")])
 def test_hostile_pickle_is_refused_and_not_executed(
-    tmp_path: Path, images: Images, member: str, protocol: int
+    tmp_path: Path, images: Images, member: str, protocol: int, named: str
 ) -> None:
     marker = tmp_path / "marker"
     members = python_members(images)
@@ -233,7 +256,7 @@ def test_hostile_pickle_is_refused_and_not_executed(
     members[f"cifar-100-python/{member}"] = pickle.dumps(hostile, protocol)
     with pytest.raises(DataError, match="refused") as caught:
         classes(write_tar(tmp_path / "bad.tar.gz", members))
-    assert "mkdir" in caught.value.why
+    assert named in caught.value.why
     assert not marker.exists()
 
 
@@ -260,6 +283,8 @@ def test_no_other_function_can_be_named(
         ("train", pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [-1]}, 2)),
         ("meta", pickle.dumps({"fine_label_names": [1, 2]})),
         ("meta", pickle.dumps({})),
+        ("meta", pickle.dumps({"fine_label_names": ["x" * 70_000]})),
+        ("train", pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [1 << 99]})),
     ],
 )
 def test_damaged_pickles_are_errors_that_name_the_archive(
@@ -277,6 +302,21 @@ def test_truncated_archive_is_an_error(tmp_path: Path, images: Images) -> None:
         cut.write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"cut\.tar\.gz"):
             classes(cut)
+
+
+@pytest.mark.parametrize("name", ["/meta", "../meta", "a/../../meta", "C:/meta", "\x1b[2J/meta"])
+def test_unsafe_names_in_an_archive_are_refused(tmp_path: Path, images: Images, name: str) -> None:
+    members = python_members(images)
+    members[name] = members.pop("cifar-100-python/meta")
+    with pytest.raises(DataError, match="not a plain relative name") as caught:
+        classes(write_tar(tmp_path / "bad.tar.gz", members))
+    assert caught.value.why.isprintable()
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, images: Images) -> None:
+    members = {**python_members(images), "again/meta": b""}
+    with pytest.raises(DataError, match="meta twice"):
+        classes(write_tar(tmp_path / "bad.tar.gz", members))
 
 
 def test_links_in_an_archive_are_not_read(tmp_path: Path, images: Images) -> None:

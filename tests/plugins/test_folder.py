@@ -1,9 +1,10 @@
 """One's own class folders: what counts as a class and an image, and how classes are split."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hidra_cli.api import DataError, ImageClass
+from hidra_cli.store.decode import REFUSED_FORMATS, formats
 from hidra_plugins.folder import Folder, divide, parse_fractions
-from hidra_plugins.sources import image_suffixes
+from hidra_plugins.sources import UNREADABLE, image_suffixes
 
 NOWHERE = Path("nowhere")
 WriteImage = Callable[[Path], Path]
@@ -143,8 +145,71 @@ def test_what_counts_as_an_image(tmp_path: Path, write_image: WriteImage) -> Non
 def test_every_ending_that_pillow_reads_is_known() -> None:
     Image.init()
     endings = {e for e, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    assert endings - image_suffixes() == {".bufr", ".grib", ".h5", ".hdf", ".mpeg", ".mpg"}
+    refused = {".bufr", ".emf", ".eps", ".grib", ".h5", ".hdf", ".iim", ".mpeg", ".mpg", ".ps"}
+    assert endings - image_suffixes() == refused | {".wmf"}
     assert {".jpg", ".jpeg", ".png", ".mpo", ".tif", ".webp"} <= image_suffixes()
+
+
+def test_what_is_listed_is_what_the_store_decodes() -> None:
+    assert UNREADABLE == REFUSED_FORMATS
+    listed = {Image.registered_extensions()[ending] for ending in image_suffixes()}
+    assert listed - set(formats()) == {"MPO"}  # opened as JPEG
+
+
+@pytest.fixture
+def deep_folder(tmp_path: Path, write_image: WriteImage) -> Iterator[Path]:
+    """A class folder nested deeper than Python's calls; taken away at once, as pytest cannot."""
+    image = write_image(tmp_path / "1.png").read_bytes()
+    depth = sys.getrecursionlimit() + 10
+    before = Path.cwd()
+    (tmp_path / "source" / "cat").mkdir(parents=True)
+    os.chdir(tmp_path / "source" / "cat")
+    for _ in range(depth):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("1.png").write_bytes(image)
+    os.chdir(before)
+    yield tmp_path / "source"
+    os.chdir("/".join([str(tmp_path / "source" / "cat"), *["d"] * depth]))
+    Path("1.png").unlink()
+    for _ in range(depth):
+        os.chdir("..")
+        Path("d").rmdir()
+    os.chdir(before)
+
+
+def test_folders_nested_deeper_than_calls(deep_folder: Path) -> None:
+    (found,) = classes(deep_folder)
+    assert [path.name for path in found.images] == ["1.png"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_images_that_are_no_files(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    (tmp_path / "cat").mkdir()
+    make(tmp_path / "cat" / "1.png")
+    with pytest.raises(DataError, match=r"it holds no image|1\.png"):
+        classes(tmp_path)
+
+
+def test_names_that_are_not_text_are_refused(tmp_path: Path, write_image: WriteImage) -> None:
+    odd = os.fsdecode(b"caf\xe9\x1b[2J.png")
+    (tmp_path / "cat").mkdir()
+    write_image(tmp_path / "1.png").rename(tmp_path / "cat" / odd)
+    with pytest.raises(DataError, match="not UTF-8") as caught:
+        classes(tmp_path)
+    assert str(caught.value).replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("cat\x1b[2J", "cat.x1b"), (os.fsdecode(b"caf\xe9"), "caf.udce9")]
+)
+def test_class_names_that_cannot_be_printed_are_refused(
+    tmp_path: Path, write_image: WriteImage, name: str, shown: str
+) -> None:
+    write_image(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match=shown) as caught:
+        classes(tmp_path)
+    assert str(caught.value).replace("\n", "").isprintable()
 
 
 def test_links_to_files_are_followed(tmp_path: Path, write_image: WriteImage) -> None:

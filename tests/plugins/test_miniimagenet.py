@@ -1,6 +1,7 @@
 """miniImageNet: the accepted layouts and what is wrong with others."""
 
 import csv
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hidra_cli.api import DataError, ImageClass
-from hidra_plugins.miniimagenet import MiniImageNet
+from hidra_plugins.miniimagenet import LARGEST_CSV, MiniImageNet
 from hidra_plugins.sources import split_file
 
 NOWHERE = Path("nowhere")
@@ -123,7 +124,57 @@ def test_unreadable_csv_is_refused(with_images: Path, content: bytes) -> None:
         classes(with_images)
 
 
-@pytest.mark.parametrize("row", [("../n01_0.jpg", "n01"), ("/n01_0.jpg", "n01"), ("n01_0.jpg", "")])
+HEADER = b"filename,label\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        HEADER + b"x" * 200_000 + b",n01\n",
+        HEADER + b"\0.jpg,n01\n",
+        HEADER + "n\u00fc.jpg,n01\n".encode("latin1"),
+        (HEADER + b"n01.jpg,n01\n").decode().encode("utf-16"),
+        HEADER + b"n01.jpg\n",
+        HEADER + b'"n01.jpg,n01\n',
+        b"x" * (LARGEST_CSV + 1),
+    ],
+    ids=["long field", "null", "latin1", "utf-16", "one field", "open quote", "large"],
+)
+def test_damaged_csv_is_refused(with_images: Path, content: bytes) -> None:
+    write_csv(with_images, listed())
+    (with_images / "test.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"test\.csv") as caught:
+        classes(with_images)
+    assert len(caught.value.why) < 400
+
+
+def test_a_pipe_is_no_csv_file(with_images: Path) -> None:
+    write_csv(with_images, listed())
+    (with_images / "val.csv").unlink()
+    os.mkfifo(with_images / "val.csv")
+    with pytest.raises(DataError, match=r"val\.csv is not there, not a file"):
+        classes(with_images)
+
+
+def test_a_long_header_over_short_lines_takes_no_time(with_images: Path) -> None:
+    write_csv(with_images, listed())
+    names = b",".join(b"%d" % number for number in range(400_000))
+    lines = b"".join(b"%d\n" % number for number in range(400_000))
+    (with_images / "train.csv").write_bytes(b"filename,label," + names + b"\n" + lines)
+    with pytest.raises(DataError, match="not a plain relative name"):
+        classes(with_images)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("../n01_0.jpg", "n01"),
+        ("/n01_0.jpg", "n01"),
+        ("n01_0.jpg", ""),
+        ("a\x1b[2J", "n01"),
+        ("a" * 300, "n01"),
+    ],
+)
 def test_unsafe_names_are_refused(with_images: Path, row: tuple[str, str]) -> None:
     rows = listed()
     rows["train"].append(row)

@@ -1,8 +1,14 @@
 """Decoding: any image Pillow reads, in any mode, becomes (C, H, W) uint8."""
 
+import contextlib
 import hashlib
 import io
+import os
+import struct
+import subprocess
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from hidra_cli.api import ArchiveMember, DataError, ImageClass
-from hidra_cli.store.decode import decode_class, decode_image, turned
+from hidra_cli.store.decode import LARGEST_SOURCE, decode_class, decode_image, turned
 
 RED, WHITE = (200, 30, 60), (255, 255, 255)
 
@@ -263,3 +269,112 @@ def test_a_class_that_miscounts_its_images_is_named(difference: int) -> None:
     images = Lying([np.zeros((3, 3), np.uint8)] * 3, difference)
     with pytest.raises(DataError, match="'miscounted'"):
         decode_class(ImageClass("miscounted", "train", images), (1, 3, 3), False)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "odd.png")
+    with pytest.raises(DataError, match=r"odd\.png cannot be read") as caught:
+        decode_image(tmp_path / "odd.png", (1, 4, 4))
+    assert "not a regular file" in caught.value.why
+
+
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(LARGEST_SOURCE + 1)
+    with pytest.raises(DataError) as caught:
+        decode_image(tmp_path / "large.png", (1, 4, 4))
+    assert f"{LARGEST_SOURCE + 1} bytes" in caught.value.why
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+IPTC_HEADER = (
+    b"\x1c\x03\x14\x00\x02\x00\x05\x1c\x03\x1e\x00\x02\x00\x05"
+    b"\x1c\x03\x3c\x00\x02\x01\x00\x1c\x03\x78\x00\x01\x05"
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        POSTSCRIPT,
+        IPTC_HEADER + b"\x1c\x08\x0a\x00" + bytes([len(POSTSCRIPT)]) + POSTSCRIPT,
+        b"\xd7\xcd\xc6\x9a\0\0" + bytes(10) + b"\xa0\x05" + bytes(4) + b"\x01\0\x09\0" + bytes(50),
+        b"\x89HDF\r\n\x1a\n" + bytes(100),
+        b"GRIB" + bytes(3) + b"\x01" + bytes(100),
+        b"\0\0\x01\xb3" + bytes(100),
+        b"%PDF-1.7\n",
+    ],
+    ids=["EPS", "EPS in IPTC", "WMF", "HDF5", "GRIB", "MPEG", "PDF"],
+)
+def test_formats_that_need_other_programs_are_refused(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*arguments: Any, **options: Any) -> None:
+        raise AssertionError(f"started {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        decode_image(path, (1, 4, 4))
+    assert caught.value.why == "its content is damaged, or in no image format that is read"
+
+
+def test_truncated_images_are_not_filled_up() -> None:
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return (
+        struct.pack(">L", len(content))
+        + kind
+        + content
+        + struct.pack(">L", zlib.crc32(kind + content))
+    )
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+def test_compressed_metadata_is_bounded(tmp_path: Path, png: bytes, kind: bytes) -> None:
+    zeros = zlib.compress(bytes(256 << 20), 1)
+    between = b"\1\0\0\0" if kind == b"iTXt" else b"\0"
+    chunk = png_chunk(kind, b"name\0" + between + zeros)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png[:33] + chunk + png[33:])
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DataError):
+            decode_image(path, (1, 4, 4))
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    pixels = np.full((4, 4), value, np.float32)
+    with pytest.raises(DataError) as caught:
+        decode_image(stored(tmp_path, Image.fromarray(pixels), "odd.tif"), (1, 4, 4))
+    assert "not finite" in caught.value.why
+
+
+def test_names_and_reasons_from_files_have_no_control_characters(tmp_path: Path) -> None:
+    path = tmp_path / "\x1b[2J.ppm"
+    path.write_bytes(b"P6 " + b"\x1b[2J" * 10 + b" 4 255\n")
+    with pytest.raises(DataError) as caught:
+        decode_image(path, (1, 4, 4))
+    assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_pillow_warns_and_logs_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    path = stored(tmp_path, Image.new("RGB", (5, 5)), "odd.tif")
+    content = path.read_bytes()
+    samples = struct.pack("<HHL", 277, 3, 1)
+    assert samples in content
+    path.write_bytes(content.replace(samples, struct.pack("<HHL", 277, 3, 9)))
+    with contextlib.suppress(DataError):
+        decode_image(path, (1, 4, 4))
+    assert capfd.readouterr().err == ""
+    assert not recwarn.list

@@ -168,78 +168,111 @@ def _as_group(file: h5py.File) -> None:
     file.create_group("images")
 
 
-def _about(edit: Callable[[dict[str, Any]], object], *, rehash: bool = False) -> Change:
+def _about(edit: Callable[[dict[str, Any]], object]) -> Change:
     def change(file: h5py.File) -> None:
         about = json.loads(file["about"][:].tobytes())
         edit(about)
-        if rehash:
-            about["hash"] = reader._about_hash(about)
         del file["about"]
         file["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
 
     return change
 
 
-def _other_split(file: h5py.File) -> None:
-    file["splits"][0] = 2
+def _compressed(file: h5py.File) -> None:
+    """A bomb: gigabytes of zeros in a few bytes."""
+    del file["images"]
+    bomb = (1 << 22, 3, 40, 50)
+    file.create_dataset("images", bomb, np.uint8, chunks=(1 << 12, 3, 40, 50), compression="gzip")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        _without("images"),
-        _about(lambda about: about.pop("names")),
-        _as_group,
-        _about(lambda about: about["attributes"].pop("content_hash")),
-        _about(lambda about: about["names"].reverse(), rehash=True),
-        _about(lambda about: about["attributes"].update(licence="none at all")),
-        _other_split,
-        _about(lambda about: about["attributes"].update(invert="True")),
-        _set("offsets", np.zeros(0, np.int64)),
-        _set("offsets", 20),
-        _set("offsets", np.array([0, 3, 5, 9, 14, 20])),
-        _set("splits", np.zeros(2, np.uint8)),
-        _about(lambda about: about.update(names=5)),
-        _set("images", np.zeros((20, 3, 4, 5), np.float32)),
-        _set("images", 7),
-    ],
-    ids=[
-        "no images",
-        "no names",
-        "images is a group",
-        "no hash",
-        "another name",
-        "another licence",
-        "another split",
-        "another invert",
-        "no offsets",
-        "offsets is a number",
-        "other offsets",
-        "too few splits",
-        "names are numbers",
-        "images are floats",
-        "images is a number",
-    ],
-)
-def test_a_file_whose_tables_were_changed_is_refused(
-    whole: Path, tmp_path: Path, change: Change
-) -> None:
-    path = tmp_path / "changed.h5"
+def _never_written(file: h5py.File) -> None:
+    """Gigabytes that are not in the file at all: HDF5 would make them up."""
+    del file["images"]
+    file.create_dataset("images", (1 << 22, 3, 40, 50), np.uint8)
+
+
+def _external(file: h5py.File) -> None:
+    """Images that lie in any other file."""
+    size = file["images"].shape
+    del file["images"]
+    elsewhere = [("secret.bin", 0, int(np.prod(size)))]
+    file.create_dataset("images", size, np.uint8, external=elsewhere)
+
+
+def _link(link: object) -> Change:
+    def change(file: h5py.File) -> None:
+        del file["images"]
+        file["images"] = link
+
+    return change
+
+
+def _virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((20, 3, 4, 5), np.uint8)
+    layout[:] = h5py.VirtualSource("other.h5", "images", (20, 3, 4, 5))
+    del file["images"]
+    file.create_virtual_dataset("images", layout)
+
+
+CHANGES: dict[str, Change] = {
+    "no images": _without("images"),
+    "images is a group": _as_group,
+    "images are floats": _set("images", np.zeros((20, 3, 4, 5), np.float32)),
+    "images is a number": _set("images", 7),
+    "images have no pixels": _set("images", np.zeros((20, 3, 0, 5), np.uint8)),
+    "images are compressed": _compressed,
+    "images were never written": _never_written,
+    "images lie in another file": _external,
+    "images are a link": _link(h5py.SoftLink("/offsets")),
+    "images are a link to another file": _link(h5py.ExternalLink("other.h5", "images")),
+    "images are virtual": _virtual,
+    "no names": _about(lambda about: about.pop("names")),
+    "no hash": _about(lambda about: about["attributes"].pop("content_hash")),
+    "no attributes": _about(lambda about: about.pop("attributes")),
+    "names are a number": _about(lambda about: about.update(names=5)),
+    "one name twice": _about(lambda about: about.update(names=["a"] * len(about["names"]))),
+    "what it says is no object": _set("about", np.frombuffer(b"[1]", np.uint8)),
+    "what it says is no JSON": _set("about", np.frombuffer(b"{", np.uint8)),
+    "what it says nests too deep": _set("about", np.frombuffer(b"[" * 99_999, np.uint8)),
+    "no offsets": _set("offsets", np.zeros(0, np.int64)),
+    "offsets is a number": _set("offsets", 20),
+    "offsets beyond the images": _set("offsets", np.array([0, 3, 5, 9, 14, 21])),
+    "offsets run backwards": _set("offsets", np.array([0, 19, 5, 9, 14, 20])),
+    "too few splits": _set("splits", np.zeros(2, np.uint8)),
+    "an unknown split": _set("splits", np.array([0, 1, 0, 2, 7], np.uint8)),
+}
+
+
+def changed(whole: Path, path: Path, change: Change, *, resealed: bool) -> Path:
     path.write_bytes(whole.read_bytes())
     with h5py.File(path, "r+") as file:
         change(file)
-    error = refused(path)
+    if resealed:
+        with path.open("r+b") as raw:
+            reader.seal(raw)
+    return path
+
+
+@pytest.mark.parametrize("resealed", [False, True], ids=["", "sealed by an attacker"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_file_whose_tables_were_changed_is_refused(
+    whole: Path, tmp_path: Path, name: str, resealed: bool
+) -> None:
+    error = refused(changed(whole, tmp_path / "c.h5", CHANGES[name], resealed=resealed))
     assert "damaged" in error.what
+    assert ("hash" in error.why) is not resealed or name == "no hash"
+
+
+def test_a_file_sealed_again_without_a_change_is_whole(whole: Path, tmp_path: Path) -> None:
+    again = changed(whole, tmp_path / "c.h5", lambda _: None, resealed=True)
+    assert open_store(again, "noise").content_hash == open_store(whole, "noise").content_hash
 
 
 def test_another_format_version_is_refused_with_the_command_that_rebuilds(
     whole: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "future.h5"
-    path.write_bytes(whole.read_bytes())
-    with h5py.File(path, "r+") as file:
-        _about(lambda about: about.update(format_version=99))(file)
-    error = refused(path)
+    future = _about(lambda about: about.update(format_version=99))
+    error = refused(changed(whole, tmp_path / "future.h5", future, resealed=True))
     assert error.fix.startswith("hidra prepare noise --force")
 
 

@@ -1,0 +1,116 @@
+"""Going on with a run exactly where its last whole checkpoint was saved."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hidra_cli.checkpoints import Checkpoint, check_entries, load_checkpoint
+from hidra_cli.components import used_plugins
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.models import described
+from hidra_cli.runs import RunDir
+from hidra_cli.settings import Resolved, Settings, check_resumable, resolve
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run to go on with.
+
+    Attributes:
+        run: its directory.
+        checkpoint: where it goes on; None where it was stopped before its first checkpoint.
+        settings: those it was begun with, with what may change changed, and their origins.
+        warnings: what a person should know.
+    """
+
+    run: RunDir
+    checkpoint: Checkpoint | None
+    settings: Resolved
+    warnings: list[str]
+
+    @property
+    def iteration(self) -> int:
+        return int(self.checkpoint.meta["iteration"]) if self.checkpoint else 0
+
+
+def resume(
+    run: RunDir, flags: Mapping[str, Any], *, config: Path | None, preset: str | None
+) -> Resumed:
+    """Find where a run goes on, and check that nothing is asked that would change it.
+
+    Raises:
+        UsageError: a setting differs from the run's, or it is longer already than asked.
+        DataError: it has checkpoints, and none is whole.
+        PluginError, RunError: as `models.described`.
+    """
+    checkpoint, damage = newest_checkpoint(run)
+    if checkpoint is None:
+        before = _from_config(run)
+    else:
+        before, *_ = described(checkpoint)
+    base = (f"run {run.path.name}", before.model_dump(exclude_none=True))
+    now = resolve(flags, config=config, preset=preset, base=base)
+    check_resumable(before, now)
+    resumed = Resumed(run, checkpoint, now, [damage] if damage else [])
+    if checkpoint is not None:
+        resumed.warnings.extend(_changed_plugins(checkpoint, now.settings))
+    if now.settings.outer.iterations < resumed.iteration:
+        raise UsageError(
+            f"the run {run.path} is at iteration {resumed.iteration} already",
+            why=f"--iterations {now.settings.outer.iterations} is less",
+            fix=f"--iterations {resumed.iteration} or more",
+        )
+    return resumed
+
+
+def newest_checkpoint(run: RunDir) -> tuple[Checkpoint | None, str]:
+    """The last checkpoint that is whole, and what was wrong with a newer one.
+
+    Returns:
+        (None, "") where the run was stopped before its first checkpoint.
+
+    Raises:
+        DataError: there are checkpoints, and none is whole.
+    """
+    damage: list[DataError] = []
+    for path in (run.last, run.previous):
+        if not path.exists():
+            continue
+        try:
+            checkpoint = load_checkpoint(path)
+            check_entries(checkpoint, iteration=int)
+        except DataError as error:
+            damage.append(error)
+            continue
+        told = "; ".join(f"{error.what} ({error.why})" for error in damage)
+        return checkpoint, f"{told}; going on from {path.name}" if told else ""
+    if damage:
+        raise damage[0]
+    return None, ""
+
+
+def _from_config(run: RunDir) -> Settings:
+    try:
+        tables = tomllib.loads(run.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise DataError(
+            f"{run.config} cannot be read",
+            why=str(exc),
+            fix="the run has no checkpoint either: begin a new one",
+        ) from exc
+    return resolve({}, environ={}, base=(str(run.config), tables)).settings
+
+
+def _changed_plugins(checkpoint: Checkpoint, settings: Settings) -> list[str]:
+    """Versions that differ from those the run was begun with."""
+    recorded = checkpoint.meta["plugins"]
+    return [
+        f"the {kind} '{now['name']}' is of {now['distribution']} {now['version']} now, "
+        f"the run was begun with {recorded[kind]['version']}"
+        for kind, now in used_plugins(settings).items()
+        if recorded.get(kind, now) != now
+    ]
