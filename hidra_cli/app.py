@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -50,6 +51,9 @@ def main() -> None:
     """Run the command line; every failure ends in a message and an exit code."""
     debug = "--debug" in sys.argv or bool(os.environ.get("HIDRA_DEBUG"))
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters like →
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except HidraError as exc:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from hidra_cli.errors import DataError, RunError
@@ -82,9 +82,11 @@ def load_checkpoint(path: Path, expected: str = CHECKPOINT_FORMAT) -> Checkpoint
     if not path.is_file():
         raise DataError(f"there is no checkpoint {path}", fix="name a run directory or checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Read once: by name, the file could be another one by the second time.
+        content = path.read_bytes()
+        tensors = load(content)
+        header_end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:header_end]).get("__metadata__") or {}
         content_hash, _, text = header.get(_HEADER, "").partition(" ")
         ours = len(content_hash) == _HASH_LENGTH and text.startswith("{")
         if ours and content_hash != _content_hash(tensors, text):

@@ -178,8 +178,13 @@ def _chosen(
 def _existing(source: str | None) -> Path | None:
     if source is None:
         return None
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = Path(source)
+    try:
+        path = path.expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError):  # a name too long, or the home of an unknown user
+        exists = False
+    if not exists:
         raise DataError(
             f"the source {source} does not exist",
             why="it is neither a folder nor a file",

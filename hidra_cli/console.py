@@ -65,8 +65,8 @@ class Console:
         self.json_output = json_output
         self.verbosity = verbosity
         self._log: IO[str] | None = None
-        self._out = RichConsole(highlight=False)
-        self._err = RichConsole(stderr=True, highlight=False)
+        self._out = RichConsole(highlight=False, emoji=False)
+        self._err = RichConsole(stderr=True, highlight=False, emoji=False)
         if not self._out.is_terminal:
             self._out.width = max(self._out.width, 120)
 

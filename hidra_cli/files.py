@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,26 @@ def write_atomically(path: Path, content: bytes, *, keep_old_as: Path | None = N
                 file.flush()
                 os.fsync(file.fileno())
             if keep_old_as is not None and path.exists():
-                path.replace(keep_old_as)
+                _keep(path, keep_old_as)
             beside.replace(path)
             _flush_names(path.parent)
         finally:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 beside.unlink(missing_ok=True)
+
+
+def _keep(path: Path, other: Path) -> None:
+    """Give a file a second name, at once and without taking its first away."""
+    spare = other.with_name(f".{other.name}.{os.getpid()}{LEFTOVER}")
+    try:
+        try:
+            os.link(path, spare)
+        except OSError:  # a file system without such names
+            shutil.copyfile(path, spare)
+        spare.replace(other)
+    finally:
+        with contextlib.suppress(OSError):
+            spare.unlink(missing_ok=True)
 
 
 def _flush_names(folder: Path) -> None:

@@ -140,13 +140,14 @@ def find_checkpoint(chosen: Path) -> Path:
     Raises:
         DataError: there is none.
     """
-    if chosen.is_file():
-        return chosen
     run = RunDir(chosen)
-    for path in (run.best, run.last, run.previous):
-        if path.is_file():
-            return path
-    why = "it has no checkpoint yet" if chosen.is_dir() else "it does not exist"
+    try:
+        for path in (chosen, run.best, run.last, run.previous):
+            if path.is_file():
+                return path
+        why = "it has no checkpoint yet" if chosen.is_dir() else "it does not exist"
+    except OSError as exc:  # a name too long, or a folder that may not be looked into
+        why = exc.strerror or str(exc)
     raise DataError(
         f"{chosen} is not a run",
         why=why,
@@ -190,9 +191,10 @@ def run_to_resume(chosen: str, runs_dir: Path) -> RunDir:
     if chosen == "latest":
         newest = _newest(runs_dir, lambda run: (run.last, run.previous, run.config))
         return RunDir(newest)
-    for path in (Path(chosen), runs_dir / chosen):
-        if RunDir(path).config.is_file():
-            return RunDir(path)
+    with contextlib.suppress(OSError):  # a name too long, or a folder that may not be looked into
+        for path in (Path(chosen), runs_dir / chosen):
+            if RunDir(path).config.is_file():
+                return RunDir(path)
     raise DataError(
         f"{chosen} is not a run that can be resumed",
         why=f"neither it nor {runs_dir / chosen} has a config.toml",

@@ -32,6 +32,7 @@ from hidra_cli.errors import PluginError, UsageError
 from hidra_cli.registry import Option, nearest
 
 MOST_WAYS_OR_SHOTS = 100_000
+MOST_STEPS = 10**12
 RESERVED_VARIABLES = {
     "HIDRA_HOME",
     "HIDRA_CACHE_DIR",
@@ -57,7 +58,7 @@ def parse_numbers(value: Any) -> tuple[int, ...]:
         value = str(value)
     if isinstance(value, list | tuple):
         value = ",".join(str(part) for part in value)
-    numbers: set[int] = set()
+    ranges: list[tuple[int, int]] = []
     for part in map(str.strip, str(value).split(",")):
         match = re.fullmatch(r"([+-]?\d{1,99})(?:\s*(?:-|\.\.)\s*(\d{1,99}))?", part, re.ASCII)
         if match is None:
@@ -70,8 +71,12 @@ def parse_numbers(value: Any) -> tuple[int, ...]:
             raise ValueError(f"the range {part} is empty: its end is below its start")
         if last > MOST_WAYS_OR_SHOTS:
             raise ValueError(f"{last} is more than {MOST_WAYS_OR_SHOTS}")
-        numbers.update(range(first, last + 1))
-    return tuple(sorted(numbers))
+        ranges.append((first, last))
+    numbers: list[int] = []
+    for first, last in sorted(ranges):
+        # Each number is made once, however many of the ranges hold it.
+        numbers += range(max(first, numbers[-1] + 1 if numbers else first), last + 1)
+    return tuple(numbers)
 
 
 def format_numbers(numbers: Iterable[int]) -> str:
@@ -109,7 +114,10 @@ class _Section(BaseModel):
             raise ValueError("true and false are not expected here")
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, str) and get_origin(annotation) is dict:  # from a variable: a=1,b=2
-            return parse_assignments(filter(str.strip, value.split(",")), str(info.field_name))
+            try:
+                return parse_assignments(filter(str.strip, value.split(",")), str(info.field_name))
+            except UsageError as exc:
+                raise ValueError(f"{exc.why}: write name=value,other=value") from exc
         return _literal(annotation, value)
 
 
@@ -160,15 +168,20 @@ class InnerSettings(_Section):
 
 
 class OuterSettings(_Section):
-    """Meta-training: Adam on the query loss of adapted weights."""
+    """Meta-training: Adam on the query loss of adapted weights.
 
-    iterations: int = Field(500, ge=1)
+    `schedule` "cosine" lets the outer rate fall to zero over the run (Loshchilov & Hutter 2017, as
+    in MAML++, without restarts).
+    """
+
+    iterations: int = Field(500, ge=1, le=MOST_STEPS)
     meta_batch: int = Field(4, ge=1, le=100_000)
     outer_lr: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
     clip: float = Field(10.0, ge=0)
-    validate_every: int = Field(100, ge=1)
-    validation_episodes: int = Field(100, ge=2)
-    test_episodes: int = Field(600, ge=0)
+    validate_every: int = Field(100, ge=1, le=MOST_STEPS)
+    validation_episodes: int = Field(100, ge=2, le=MOST_STEPS)
+    test_episodes: int = Field(600, ge=0, le=MOST_STEPS)
     nonfinite: Literal["stop", "skip"] = "stop"
 
 
@@ -250,6 +263,11 @@ def resolve(
                 known = _VARIABLES if origin == "environment" else _KEYS
                 problems.append(f"{key} ({origin}): unknown key. {nearest(key, known)}".strip())
                 continue
+            try:
+                _check_values(value)
+            except ValueError as exc:
+                problems.append(f"{key} ({origin}): {exc}")
+                continue
             merged[key] = value
             origins[key] = origin
     try:
@@ -272,17 +290,20 @@ def check_resumable(before: Settings, now: Resolved) -> None:
         UsageError: lists each changed setting, old and new.
     """
     old, new = (_flatten(s.model_dump()) for s in (before, now.settings))
+    # A schedule over the whole run would have made the steps already taken otherwise.
+    fixed = set() if before.outer.schedule == "constant" else {"outer.iterations"}
+    may_change = MAY_CHANGE - fixed
     changed = [
         f"{key}: {old[key]} → {new[key]} ({now.origins.get(key, 'default')})"
         for key in old
-        if key not in MAY_CHANGE and _comparable(old[key]) != _comparable(new[key])
+        if key not in may_change and _comparable(old[key]) != _comparable(new[key])
     ]
     if changed:
         raise UsageError(
             "a run is resumed with the settings it was begun with",
             why="\n     ".join(changed),
             fix="leave these out, or begin a new run; only these may change: "
-            + ", ".join(sorted(MAY_CHANGE)),
+            + ", ".join(sorted(may_change)),
         )
 
 
@@ -309,7 +330,9 @@ def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) ->
         try:
             given_value = _literal(option.annotation, value)
             adapter = TypeAdapter(option.annotation, config=ConfigDict(allow_inf_nan=False))
+            _check_values(given_value)
             values[name] = adapter.validate_python(given_value)
+            _check_values(values[name])
         except PydanticUserError as exc:
             raise PluginError(
                 f"{label} has an option of a type that cannot be given as text: {name}",
@@ -318,6 +341,8 @@ def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) ->
             ) from exc
         except ValidationError as exc:
             problems.append(f"{name}={value}: {exc.errors()[0]['msg']}")
+        except ValueError as exc:
+            problems.append(f"{name}: {exc}")
     problems += [f"{o.name}: must be given" for o in known if o.required and o.name not in given]
     if problems:
         raise UsageError(
@@ -428,9 +453,27 @@ def _read(path: Path) -> str:
 
 def _parse_toml(text: str, origin: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        found = tomllib.loads(text)
+        _check_values(found)
+        return found
     except (ValueError, RecursionError) as exc:  # also numbers and nesting beyond all measure
         raise UsageError(f"{origin} is not valid TOML", why=str(exc)) from exc
+
+
+def _check_values(value: Any) -> None:
+    """Refuse what a TOML file cannot hold, and Python cannot even print."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise ValueError("an integer of more than 64 bits")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("text that is not UTF-8") from None
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for part in value:
+            _check_values(part)
 
 
 def _preset_text(name: str) -> str:

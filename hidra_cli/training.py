@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -37,6 +34,7 @@ from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.errors import DataError, NotFiniteError, RunError, StoppedError
 from hidra_cli.evaluation import interval
 from hidra_cli.files import write_atomically
+from hidra_cli.interrupts import stop_requests
 from hidra_cli.models import inner_loop
 from hidra_cli.runs import MetricsFile, RunDir
 from hidra_cli.settings import Settings
@@ -162,6 +160,14 @@ class MetaTrainer:
         except (KeyError, TypeError, ValueError, OverflowError) as exc:
             raise incomplete(checkpoint, exc) from exc
 
+    @property
+    def outer_lr(self) -> float:
+        """Adam's rate for the next step."""
+        outer = self.settings.outer
+        if outer.schedule == "constant":
+            return outer.outer_lr
+        return outer.outer_lr * 0.5 * (1 + math.cos(math.pi * self.iteration / outer.iterations))
+
     def step(self, shape: tuple[int, int] | None = None) -> Step:
         """One outer step. One that is not finite changes nothing but the counters.
 
@@ -185,6 +191,8 @@ class MetaTrainer:
             outcome = self._gradient(batch)
         step = Step(outcome, ways, shots, self._clip(outer.clip))
         if step.finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.outer_lr
             self.optimizer.step()
             self.learner.head.after_outer_step(ways)
             self.skipped_in_a_row = 0
@@ -407,27 +415,3 @@ def _ways_within(table: ClassTable, wanted: tuple[int, ...]) -> tuple[int, ...]:
             fix="lower --ways, or put more classes into the split",
         )
     return ways
-
-
-class StopRequest:
-    """Set by a signal: its number, or 0."""
-
-    number = 0
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one quits at once."""
-    stop = StopRequest()
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if stop.number:
-            os._exit(128 + number)
-        stop.number = number
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

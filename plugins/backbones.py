@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +29,11 @@ class Conv4(Backbone):
         *,
         filters: Annotated[int, "channels of every block"] = 64,
         blocks: Annotated[int, "number of blocks; each halves height and width"] = 4,
+        init: Annotated[
+            Literal["xavier", "torch"],
+            "how convolutions start: Xavier's range (the authors'), or PyTorch's own, which is "
+            "smaller, so that every step moves them further",
+        ] = "xavier",
     ) -> None:
         super().__init__()
         _check("filters", filters)
@@ -41,7 +46,7 @@ class Conv4(Backbone):
             )
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                _conv(channels if block == 0 else filters, filters, 3),
+                _conv(channels if block == 0 else filters, filters, 3, init),
                 norm(filters),
                 nn.MaxPool2d(2),
                 nn.ReLU(),
@@ -113,9 +118,10 @@ class _ResidualBlock(nn.Module):
         return F.leaky_relu(pooled, 0.1)
 
 
-def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+def _conv(inputs: int, outputs: int, kernel: int, init: str = "xavier") -> nn.Conv2d:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-    nn.init.xavier_uniform_(conv.weight)
+    if init == "xavier":
+        nn.init.xavier_uniform_(conv.weight)
     return conv
 
 

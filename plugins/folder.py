@@ -55,8 +55,8 @@ class Folder(Dataset):
             str, "fractions of the classes for train, val and test, if the source has no split"
         ] = "0.64,0.16,0.20",
     ) -> None:
-        if split_seed < 0:
-            raise ValueError(f"split_seed={split_seed}: must be 0 or more")
+        if not 0 <= split_seed < 2**63:
+            raise ValueError(f"split_seed={split_seed}: must be from 0 to 2^63 - 1")
         self.image_shape = (3 if colour else 1, check_size(size), size)
         self.source = source
         self.split_seed = split_seed

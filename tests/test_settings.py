@@ -150,8 +150,8 @@ def test_each_layer_wins_over_those_below(tmp_path: Path, preset: str) -> None:
 def test_rows_show_every_setting_once_in_the_order_of_the_models() -> None:
     keys = [key for key, _, _ in resolve({}, environ={}).rows()]
     assert keys[:2] == ["dataset.name", "dataset.source"]
-    assert keys[-1] == "run.precision"
-    assert len(keys) == len(set(keys)) == 27
+    assert keys[-1] == "run.save_seconds"
+    assert len(keys) == len(set(keys)) == 30
 
 
 def test_a_lower_layer_s_bad_value_does_not_matter_when_overridden(tmp_path: Path) -> None:

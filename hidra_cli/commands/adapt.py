@@ -24,13 +24,15 @@ def adapt(
     checkpoint: Annotated[
         Path | None, typer.Option(help="A run directory or checkpoint. [the latest run]")
     ] = None,
-    episode: Annotated[int, typer.Option(help="Which task of the test split.", min=0)] = 0,
+    episode: Annotated[
+        int, typer.Option(help="Which task of the split.", min=0, max=2**63 - 1)
+    ] = 0,
     steps: Annotated[int | None, typer.Option(help="Inner steps. [as trained]", min=0)] = None,
     dataset: Annotated[str | None, typer.Option(help="Another dataset than the run's.")] = None,
     source: common.Source = None,
     data_opt: common.DataOpt = None,
     split: common.Split = "test",
-    seed: Annotated[int, typer.Option(help="Of the episodes.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the episodes.", min=0, max=2**63 - 1)] = 0,
     device: common.Device = None,
     out: common.Out = None,
     runs_dir: common.RunsDir = None,

@@ -48,13 +48,24 @@ def runs_dir_of(chosen: Path | None) -> Path:
     return chosen or Path(os.environ.get("HIDRA_RUNS_DIR") or "runs")
 
 
-def made(folder: Path) -> Path:
-    """A folder for result files, made where it is not there yet."""
+def made(folder: Path, *, own: bool = False) -> Path:
+    """A folder for result files; with `own`, one that no other process gets."""
+    import itertools
+
     from hidra_cli.files import writing_to
 
     with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in itertools.count(2):
+            try:
+                folder.mkdir(exist_ok=not own)
+                return folder
+            except FileExistsError:
+                if not own:
+                    raise
+                stem = folder.name if attempt == 2 else folder.name.rpartition("-")[0]
+                folder = folder.with_name(f"{stem}-{attempt}")
+    raise AssertionError
 
 
 def another_dataset(

@@ -45,7 +45,7 @@ def evaluate(
     pixels: Annotated[
         bool, typer.Option("--pixels", help="Also the nearest neighbour on raw pixels.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the episodes.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the episodes.", min=0, max=2**63 - 1)] = 0,
     device: common.Device = None,
     out: common.Out = None,
     runs_dir: common.RunsDir = None,
@@ -231,7 +231,7 @@ def _write(
 
     home = chosen if chosen.is_dir() else model.path.parent
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{result['dataset']}-{result['split']}"
-    folder = common.made(out or home / "evaluations" / name)
+    folder = common.made(out or home / "evaluations" / name, own=out is None)
     title = (
         f"{result['dataset']}, {result['split']} split, {cells[0].to_json()['episodes']} episodes"
     )

@@ -37,6 +37,7 @@ _FLAGS = {
     "iterations": "outer.iterations",
     "meta_batch": "outer.meta_batch",
     "outer_lr": "outer.outer_lr",
+    "schedule": "outer.schedule",
     "clip": "outer.clip",
     "validate_every": "outer.validate_every",
     "validation_episodes": "outer.validation_episodes",
@@ -94,6 +95,9 @@ def meta_train(
     iterations: Annotated[str | None, _option("Outer loop", "Outer steps.")] = None,
     meta_batch: Annotated[str | None, _option("Outer loop", "Tasks per outer step. [4]")] = None,
     outer_lr: Annotated[str | None, _option("Outer loop", "Adam's rate. [0.001]")] = None,
+    schedule: Annotated[
+        str | None, _option("Outer loop", "Of Adam's rate: constant or cosine. [constant]")
+    ] = None,
     clip: Annotated[
         str | None, _option("Outer loop", "Largest norm of each gradient tensor, 0 for none. [10]")
     ] = None,

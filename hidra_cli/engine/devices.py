@@ -21,8 +21,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        torch.empty(0, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError) as exc:
         raise DeviceError(
             f"the device '{name}' cannot be used",
             why=str(exc).split("\n")[0],

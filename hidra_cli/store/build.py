@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ from hidra_cli.api.data import SPLITS, Dataset, ImageClass
 from hidra_cli.console import Advance
 from hidra_cli.errors import DataError, HidraError, PluginError, RunError
 from hidra_cli.files import writing_to
+from hidra_cli.interrupts import StopRequest, held_back, stop_requests
 from hidra_cli.store.decode import UInt8, decode_class, turned
 from hidra_cli.store.paths import StoreKey
 from hidra_cli.store.reader import (
@@ -34,6 +36,7 @@ from hidra_cli.store.reader import (
 )
 
 Decoding = Future[tuple[UInt8, bytes]]
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def prepare(
@@ -85,10 +88,11 @@ def prepare(
         attributes = _attributes(dataset, key, version, source)
         if dataset.source_is_identity:
             attributes["listing"] = _listing(classes)
-        with writing_to(path):
-            _write_beside(path, dataset, classes, attributes, progress, workers)
+        with writing_to(path), stop_requests() as stop:
+            _write_beside(path, dataset, classes, attributes, progress, workers, stop)
     finally:
         lock.release()
+    stop.obey()
     return True
 
 
@@ -99,13 +103,14 @@ def _write_beside(
     attributes: dict[str, str],
     progress: Advance,
     workers: int | None,
+    stop: StopRequest,
 ) -> None:
     """Write under another name, check, then rename. The caller holds the lock."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink()  # of a process that was killed: the lock is ours
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _write(beside, dataset, classes, attributes, progress, workers)
+        _write(beside, dataset, classes, attributes, progress, workers, stop)
         open_store(beside, attributes["dataset"], load=False)
         beside.replace(path)
     finally:
@@ -217,6 +222,7 @@ def _write(
     attributes: dict[str, str],
     progress: Advance,
     workers: int | None,
+    stop: StopRequest,
 ) -> None:
     counts = [len(image_class.images) for image_class in classes]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -231,7 +237,7 @@ def _write(
             )
             file["offsets"] = offsets
             file["splits"] = splits
-            for index, (decoded, digest) in enumerate(_decoded(dataset, classes, workers)):
+            for index, (decoded, digest) in enumerate(_decoded(dataset, classes, workers, stop)):
                 images[offsets[index] : offsets[index + 1]] = decoded
                 target.check()
                 content.update(decoded)
@@ -291,26 +297,27 @@ class _SafeFile:
 
 
 def _decoded(
-    dataset: Dataset, classes: list[ImageClass], workers: int | None
+    dataset: Dataset, classes: list[ImageClass], workers: int | None, stop: StopRequest
 ) -> Iterator[tuple[UInt8, bytes]]:
     """Decode in order of the classes, a bounded number of them ahead of the writer."""
     count = max(1, min(workers or os.cpu_count() or 1, len(classes)))
     # Fresh interpreters: forking a process that has threads (torch) can deadlock.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_the_parent)
     ahead: list[tuple[Decoding, int]] = []
     try:
         for before, image_class in zip([None, *classes], classes, strict=False):
             if before is None or image_class.images is not before.images:
-                decoding = pool.submit(
-                    decode_class, image_class, dataset.image_shape, dataset.invert
-                )
+                with held_back():  # it may start a process
+                    decoding = pool.submit(
+                        decode_class, image_class, dataset.image_shape, dataset.invert
+                    )
             # Turned versions of a class follow each other and are decoded once.
             ahead.append((decoding, image_class.quarter_turns))
             if len(ahead) >= 16 * count:
-                yield _finished(*ahead.pop(0))
+                yield _finished(*ahead.pop(0), stop)
         while ahead:
-            yield _finished(*ahead.pop(0))
+            yield _finished(*ahead.pop(0), stop)
     except BrokenProcessPool as exc:
         raise RunError(
             "a decoding process was killed",
@@ -321,10 +328,25 @@ def _decoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(decoding: Decoding, quarter_turns: int) -> tuple[UInt8, bytes]:
+def _end_with_the_parent() -> None:
+    """Let a decoding process end when the one that started it does, even by SIGKILL."""
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _finished(decoding: Decoding, quarter_turns: int, stop: StopRequest) -> tuple[UInt8, bytes]:
     try:
-        decoded, digest = decoding.result()
-        return turned(decoded, quarter_turns), digest
+        while True:
+            stop.obey()
+            with contextlib.suppress(TimeoutError):
+                decoded, digest = decoding.result(timeout=_SECONDS_BETWEEN_LOOKS)
+                return turned(decoded, quarter_turns), digest
     except (HidraError, BrokenProcessPool):
         raise
     except Exception as exc:  # images that cannot be pickled, or that fail while iterated

@@ -10,21 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hidra_cli.errors import UsageError
 from hidra_cli.store.decode import PREPROCESSING_VERSION
 
 
 def cache_dir(chosen: Path | None = None) -> Path:
-    """`--cache-dir` > HIDRA_CACHE_DIR > HIDRA_HOME > XDG_CACHE_HOME/hidra > ~/.cache/hidra."""
-    if chosen is not None:
-        return chosen.expanduser()
+    """`--cache-dir` > HIDRA_CACHE_DIR > HIDRA_HOME > XDG_CACHE_HOME/hidra > ~/.cache/hidra.
+
+    Raises:
+        UsageError: the place is no path that can be.
+    """
+    place = chosen or _from_environment()
+    try:
+        place = place.expanduser()
+        place.exists()
+    except (OSError, RuntimeError) as exc:  # a name too long, or the home of an unknown user
+        raise UsageError(
+            "the place of the prepared images cannot be used",
+            why=f"{place}: {exc}"[:400],
+            fix="--cache-dir, HIDRA_CACHE_DIR or HIDRA_HOME with a folder of yours",
+        ) from exc
+    return place
+
+
+def _from_environment() -> Path:
     for variable, below in (
         ("HIDRA_CACHE_DIR", ""),
         ("HIDRA_HOME", ""),
         ("XDG_CACHE_HOME", "hidra"),
     ):
         if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser() / below
-    return Path.home() / ".cache" / "hidra"
+            return Path(os.environ[variable]) / below
+    return Path("~/.cache/hidra")
 
 
 @dataclass(frozen=True)

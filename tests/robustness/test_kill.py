@@ -37,7 +37,8 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     tmp_path: Path, cache_dir: Path, kills: int
 ) -> None:
     iterations = STEPS_PER_LIFE * kills
-    flags = [*SMALL, "--ways=2-4", f"--iterations={iterations}", "--validate-every=5", "-q"]
+    flags = [*SMALL, "--ways=2-4", f"--iterations={iterations}", "--validate-every=5"]
+    flags += ["--schedule=cosine", "-q"]
     places: list[str | Path] = ["--cache-dir", cache_dir, "--runs-dir", tmp_path]
     alone = start("meta-train", *flags, *places, "--name=whole", HIDRA_RUN_SAVE_SECONDS="0")
     assert alone.wait(600) == 0
