@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from hidra_cli.checkpoints import load_checkpoint
 from hidra_cli.runs import RunDir
 
 from ..conftest import TINY_DATA, Finished, Hidra
@@ -167,3 +168,26 @@ def test_preparing_survives_every_fault_of_the_disk(
             assert again.json["content_hash"] == expected, at
         else:
             assert done.json["content_hash"] == expected
+
+
+def test_a_disk_that_is_full_keeps_the_last_good_checkpoint(
+    hidra: Hidra, tmp_path: Path, cache_dir: Path, small_disk: Path
+) -> None:
+    flags = [*SMALL, "--ways=2-3", "--iterations=40", "--save-seconds=0", "-q", "--name=mine"]
+    places = ["--cache-dir", cache_dir, "--runs-dir"]
+    assert hidra("meta-train", *flags, *places, tmp_path).code == 0
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096 - 60_000))
+    full = hidra("meta-train", *flags, *places, small_disk)
+    assert_told(full, 1)
+    assert "No space left on device" in full.err
+    run = RunDir(small_disk / "mine")
+    assert "is safe in" in full.err
+    assert f"hidra meta-train --resume {run.path}" in full.err
+    load_checkpoint(run.last)
+    assert not list(run.path.rglob("*.tmp"))
+    filler.unlink()
+    again = hidra("meta-train", "--resume", run.path, "-q", *places, small_disk)
+    assert again.code == 0, again.err
+    assert checksums(run) == checksums(RunDir(tmp_path / "mine"))
+    assert_whole(run, 40)

@@ -1,12 +1,11 @@
 """Preparing: one whole file or none, whatever the data, the disk and other processes do."""
 
 import io
-import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,40 +114,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             suffix = ("png", "bmp", "jpg")[index % 3]
             Image.fromarray(pixels).save(folder / f"{index}.{suffix}")
     return root
-
-
-@pytest.fixture
-def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A folder that even root cannot write to."""
-    folder = tmp_path / "read-only"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        folder.chmod(0o555)
-        yield folder
-        return
-    yield from mounted(folder, "size=1m,ro")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    yield from mounted(folder, "size=256k")
-
-
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command here")
-    if done.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def start(tmp_path: Path, source: Path, path: Path, size: int = 8, limit: int = 0) -> Any:
