@@ -22,6 +22,9 @@ FORMAT_VERSION = 1
 # One entry, "<hash> <JSON>": safetensors writes several in no fixed order.
 _HEADER = "hidra"
 _HASH_LENGTH = hashlib.sha256().digest_size * 2
+# What files of torch.save begin with.
+_PICKLES = (b"PK", b"\x80")
+_PICKLE = "it is a pickle, which may hold code and is never loaded; hidra's are safetensors files"
 ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -81,6 +84,7 @@ def load_checkpoint(path: Path, expected: str = CHECKPOINT_FORMAT) -> Checkpoint
     """
     if not path.is_file():
         raise DataError(f"there is no checkpoint {path}", fix="name a run directory or checkpoint")
+    content = b""
     try:
         # Read once: by name, the file could be another one by the second time.
         content = path.read_bytes()
@@ -96,7 +100,7 @@ def load_checkpoint(path: Path, expected: str = CHECKPOINT_FORMAT) -> Checkpoint
     except (SafetensorError, OSError, ValueError, RecursionError, TypeError, KeyError) as exc:
         raise DataError(
             f"the checkpoint {path} is damaged",
-            why=str(exc).split("\n")[0],
+            why=_PICKLE if content.startswith(_PICKLES) else str(exc).split("\n")[0],
             fix="use another checkpoint of the run (best, last or previous.safetensors)",
         ) from exc
     if not ours:
@@ -193,9 +197,9 @@ def incomplete(checkpoint: Checkpoint, exc: Exception) -> DataError:
 def restore_error(checkpoint: Checkpoint, why: str) -> RunError:
     """A checkpoint whose weights do not fit what its settings build."""
     recorded = checkpoint.meta["plugins"].values()
+    versions = {f"{p['distribution']}=={p['version']}": None for p in recorded}
     return RunError(
         f"the weights in {checkpoint.path} do not fit the model its settings describe",
         why=why,
-        fix="install the plugin versions the checkpoint names: "
-        + ", ".join(f"{p['distribution']}=={p['version']}" for p in recorded),
+        fix="install the plugin versions the checkpoint names: " + ", ".join(versions),
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hidra_cli.checkpoints import (
     Checkpoint,
@@ -162,10 +163,17 @@ def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], i
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
         raise incomplete(checkpoint, exc) from exc
     with contextlib.suppress(PluginError), torch.device("meta"):  # not every plugin can do without
-        sizes = {n: t.shape for n, t in _build(settings, (c, h, w), max_ways).state_dict().items()}
-        if sizes != {name: tensor.shape for name, tensor in checkpoint.part("model").items()}:
-            raise restore_error(checkpoint, "their names or shapes differ")
+        expected = _sizes(_build(settings, (c, h, w), max_ways).state_dict())
+        held = _sizes(checkpoint.part("model"))
+        for name in sorted(expected.keys() | held.keys()):
+            if expected.get(name) != held.get(name):
+                why = f"{name} should be {expected.get(name)}, but is {held.get(name)}"
+                raise restore_error(checkpoint, why)
     return settings, (c, h, w), max_ways
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _build(settings: Settings, image_shape: tuple[int, int, int], max_ways: int) -> Learner:
@@ -192,6 +200,7 @@ def _require_plugins(checkpoint: Checkpoint) -> None:
         except HidraError as exc:
             raise PluginError(
                 f"{checkpoint.path} needs the {kind} '{name}'",
-                why=f"it came from {distribution} {version}, which is not installed",
+                why=f"the file says it came from {distribution} {version}, which is not installed "
+                "or has no such plugin",
                 fix=f"pip install {distribution}=={version}",
             ) from exc
