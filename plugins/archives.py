@@ -11,18 +11,15 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import IO
 
-from hidra_cli.api import DataError
+from hidra_cli.api import DataError, safe_parts, shown
 
 LARGEST_INDEX = 1 << 27  # bytes of the list of members in a zip archive
 MOST_MEMBERS = 2_000_000
 LARGEST_MEMBER = 1 << 29  # bytes of one image
 LARGEST_UNPACKED = 1 << 29  # bytes of a tar archive, of which CIFAR-100 has 186 million
-LONGEST_NAME = 1000
-LONGEST_PART = 255
-LONGEST_TEXT = 400  # of an error message
 
 PIECE = 1 << 18
 WITHOUT_CONTENT = (
@@ -33,34 +30,6 @@ WITHOUT_CONTENT = (
     tarfile.DIRTYPE,
     tarfile.FIFOTYPE,
 )
-
-
-def shown(text: str) -> str:
-    """Return text of a file as it may be printed: without control characters, not too long."""
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[: LONGEST_TEXT // 2]} … {text[-LONGEST_TEXT // 2 :]}"
-    return text if text.isprintable() else ascii(text)
-
-
-def safe_parts(name: str, origin: Path) -> tuple[str, ...]:
-    """Split a name found inside a file into its parts.
-
-    Raises:
-        DataError: the name is empty, absolute, too long, leads upwards or has unprintable
-            characters.
-    """
-    path = PurePosixPath(name)
-    rooted = path.is_absolute() or "\\" in name or PureWindowsPath(name).drive != ""
-    plain = path.parts and not rooted and ".." not in path.parts and name.isprintable()
-    short = len(name) <= LONGEST_NAME and max(map(len, path.parts), default=0) <= LONGEST_PART
-    if not plain or not short:
-        raise DataError(
-            f"cannot use {origin}",
-            why=f"it names {name[:100]!r}{'…' if len(name) > 100 else ''}, "
-            "which is not a plain relative name",
-            fix="get this file again from where it is published",
-        )
-    return path.parts
 
 
 def zip_members(archive: Path) -> list[zipfile.ZipInfo]:

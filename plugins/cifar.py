@@ -8,16 +8,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hidra_cli.api import DataError, Dataset, ImageClass, Split
+from hidra_cli.api import DataError, Dataset, ImageClass, Split, entries, shown
 
 from . import pickled
-from .archives import shown, tar_members
+from .archives import tar_members
 from .sources import (
     Tree,
     check_choice,
     check_size,
     download,
-    entries,
     folder_tree,
     split_file,
     zip_tree,

@@ -7,15 +7,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from hidra_cli.api import DataError, Dataset, ImageClass, Split
+from hidra_cli.api import (
+    DataError,
+    Dataset,
+    ImageClass,
+    Split,
+    class_folders,
+    entries,
+    images_below,
+)
 
 from .sources import (
     SPLITS,
     check_size,
-    class_folders,
-    entries,
     image_classes,
-    images_below,
 )
 
 SPLIT_FOLDERS: Mapping[str, Split] = {

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from hidra_cli.api import DataError, Dataset, ImageClass, Split
+from hidra_cli.api import DataError, Dataset, ImageClass, Split, class_folders, safe_parts, shown
 
-from .archives import safe_parts, shown
-from .sources import SPLITS, check_size, class_folders, image_classes, split_file
+from .sources import SPLITS, check_size, image_classes, split_file
 
 ACCEPTED = (
     "obtain the images under ImageNet's terms of access (https://image-net.org), put them into "

@@ -15,6 +15,16 @@ API_VERSION = 1
 if TYPE_CHECKING:
     from hidra_cli.api.checks import check_backbone, check_dataset, check_head
     from hidra_cli.api.data import ArchiveMember, Dataset, ImageClass, ImageRef, Split
+    from hidra_cli.api.folders import (
+        class_folders,
+        entries,
+        image_suffixes,
+        images_below,
+        is_hidden,
+        is_image,
+        safe_parts,
+        shown,
+    )
     from hidra_cli.api.models import Backbone, FastWeights, Head, NormFactory
     from hidra_cli.errors import DataError, UsageError
 
@@ -33,6 +43,14 @@ _HOME = {
     "check_backbone": "hidra_cli.api.checks",
     "check_dataset": "hidra_cli.api.checks",
     "check_head": "hidra_cli.api.checks",
+    "class_folders": "hidra_cli.api.folders",
+    "entries": "hidra_cli.api.folders",
+    "image_suffixes": "hidra_cli.api.folders",
+    "images_below": "hidra_cli.api.folders",
+    "is_hidden": "hidra_cli.api.folders",
+    "is_image": "hidra_cli.api.folders",
+    "safe_parts": "hidra_cli.api.folders",
+    "shown": "hidra_cli.api.folders",
 }
 
 __all__ = [
@@ -51,6 +69,14 @@ __all__ = [
     "check_backbone",
     "check_dataset",
     "check_head",
+    "class_folders",
+    "entries",
+    "image_suffixes",
+    "images_below",
+    "is_hidden",
+    "is_image",
+    "safe_parts",
+    "shown",
 ]
 
 

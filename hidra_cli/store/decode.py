@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hidra_cli.api.data import ArchiveMember, ImageClass
+from hidra_cli.api.folders import REFUSED_FORMATS, shown
 from hidra_cli.errors import DataError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -24,13 +25,7 @@ UInt8 = npt.NDArray[np.uint8]
 # Part of a prepared file's name: raise it when the same source would give other pixels.
 PREPROCESSING_VERSION = 1
 
-# Formats that Pillow only writes, or reads with the help of other programs and modules; IPTC may
-# hold an image of any of them.
-REFUSED_FORMATS = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC"}
-REFUSED_FORMATS |= {"MIC", "MPEG", "PALM", "PDF", "WMF"}
-
 LARGEST_SOURCE = 1 << 29  # bytes of one image, not yet decoded
-LONGEST_TEXT = 400  # of an error message
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what matters to us, it raises
 
@@ -99,7 +94,7 @@ def _pixels(reference: Any, image_shape: tuple[int, int, int]) -> tuple[UInt8, b
                 return fit(image, image_shape), raw
     except Exception as exc:  # Pillow's decoders raise many types on damaged data
         raise DataError(
-            f"the image {_shown(str(reference))} cannot be read",
+            f"the image {shown(str(reference))} cannot be read",
             why=_reason(exc),
             fix="repair, replace or remove this image, then run the same command again",
         ) from exc
@@ -116,14 +111,7 @@ def formats() -> tuple[str, ...]:
 def _reason(exc: Exception) -> str:
     if isinstance(exc, UnidentifiedImageError):
         return "its content is damaged, or in no image format that is read"
-    return _shown(f"{type(exc).__name__}: {exc}")
-
-
-def _shown(text: str) -> str:
-    """Text that may hold a part of a file: not too long, and without control characters."""
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[: LONGEST_TEXT // 2]} … {text[-LONGEST_TEXT // 2 :]}"
-    return text if text.isprintable() else ascii(text)
+    return shown(f"{type(exc).__name__}: {exc}")
 
 
 def fit(image: Image.Image, image_shape: tuple[int, int, int]) -> UInt8:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from hidra_cli.api import DataError
+from hidra_cli.api import DataError, safe_parts
 from hidra_cli.store.decode import decode_image
 from hidra_plugins import archives
-from hidra_plugins.archives import safe_parts, tar_members, zip_members
+from hidra_plugins.archives import tar_members, zip_members
 from hidra_plugins.sources import zip_tree
 
 MEBIBYTE = 1 << 20

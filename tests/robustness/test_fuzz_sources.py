@@ -24,8 +24,9 @@ import pytest
 from PIL import Image
 
 from hidra_cli.api import Dataset, ImageClass
+from hidra_cli.api.folders import REFUSED_FORMATS
 from hidra_cli.errors import HidraError
-from hidra_cli.store.decode import REFUSED_FORMATS, decode_class, formats
+from hidra_cli.store.decode import decode_class, formats
 from hidra_plugins.cifar import CifarFS, class_split
 from hidra_plugins.folder import Folder
 from hidra_plugins.miniimagenet import MiniImageNet

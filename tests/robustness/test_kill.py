@@ -17,17 +17,23 @@ from .tools import SMALL, assert_whole, checksums, rows, start
 STEPS_PER_LIFE = 25
 
 
+def _rows(run: RunDir) -> int:
+    try:
+        return run.metrics.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
 def _killed(process: subprocess.Popen[str], run: RunDir, draw: random.Random) -> signal.Signals:
     """Kill a run at a random moment: mostly while it trains, at times while it starts."""
     number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
-    before = run.metrics.stat().st_mtime_ns if run.metrics.exists() else 0
     if draw.random() < 0.85:
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if run.metrics.exists() and run.metrics.stat().st_mtime_ns > before:
-                break
-            time.sleep(0.002)
-    time.sleep(draw.random() * 0.25)
+        wanted, deadline = _rows(run) + draw.randint(1, 12), time.monotonic() + 120
+        while process.poll() is None and _rows(run) < wanted and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(draw.random() * 0.05)
+    else:
+        time.sleep(draw.random() * 2)
     process.send_signal(number)
     return number
 
