@@ -1,26 +1,24 @@
-"""A task learned once: adapted classifiers, saved self-contained."""
+"""One task, learned: how well, and in how many steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hidra_cli.api import FastWeights
-from hidra_cli.checkpoints import incomplete, load_checkpoint, save_checkpoint
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import adapt, labelled_right
-from hidra_cli.engine.learner import Learner, Weights
-from hidra_cli.engine.normalization import EpisodeNorm
+from hidra_cli.engine.learner import Weights
 from hidra_cli.engine.tasks import Task
-from hidra_cli.models import TrainedModel, restore_learner
+from hidra_cli.models import TrainedModel
 
-CLASSIFIER_FORMAT = "hidra-classifier"
+# Pictures of a class that are needed to hold one out, and the parts they are divided into.
+FEWEST_TO_HOLD_OUT = 2
+MOST_FOLDS = 5
+MOST_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,11 @@ class Adapted:
 
     Attributes:
         weights: after the last step.
-        accuracies: of the queries before and after each step, S + 1 numbers in 0..1.
+        accuracies: of the queries before and after each step, S + 1 numbers in 0..1; NaN where
+            the task has no query.
         support_losses: before and after each step, in nats.
-        per_class: query accuracy of each class after the last step, N numbers.
+        per_class: query accuracy of each class after the last step, N numbers; NaN for a class
+            without a query.
     """
 
     weights: Weights
@@ -40,122 +40,97 @@ class Adapted:
     per_class: list[float]
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What held-out support pictures say about the number of inner steps.
+
+    Attributes:
+        accuracies: after 0, 1, … steps, each picture labelled once while it was held out.
+        steps: the fewest, but one, of the most accurate.
+        labels, predictions: (n,) of the pictures, after `steps`.
+        folds: parts the pictures were divided into.
+    """
+
+    accuracies: list[float]
+    steps: int
+    labels: Tensor
+    predictions: Tensor
+    folds: int
+
+
+def own_task(
+    support: tuple[Tensor, Tensor], query: tuple[Tensor, Tensor] | None, ways: int
+) -> Task:
+    """A task of one's own pictures: images (n, C, H, W) and labels (n,), in any numbers."""
+    images, labels = support
+    query_images, query_labels = query or (images[:0], labels[:0])
+    return Task(images, labels, query_images, query_labels, ways, generator_key=0)
+
+
 def adapt_task(model: TrainedModel, task: Task) -> Adapted:
     """Learn a task's support set and follow the query accuracy."""
     learner, accuracies, losses = model.learner, [], []
-    correct = torch.empty(0)
+    correct = torch.empty(0, dtype=torch.bool)
     with memory_errors():
         for weights in adapt(learner, task, model.inner, meta=False, steps=model.steps):
             with torch.no_grad():
-                correct = labelled_right(learner.query_logits(weights, task), task.query_labels)
+                if len(task.query_labels):
+                    correct = labelled_right(learner.query_logits(weights, task), task.query_labels)
                 support = learner.support_logits(weights, task)
             accuracies.append(correct.double().mean().item())
             losses.append(F.cross_entropy(support, task.support_labels).item())
-    per_class = [
-        correct[task.query_labels == label].double().mean().item() for label in range(task.ways)
-    ]
+    labels = task.query_labels
+    per_class = [correct[labels == n].double().mean().item() for n in range(task.ways)]
     return Adapted(weights, accuracies, losses, per_class)
 
 
-class Classifier:
-    """An adapted model that labels images by itself: no support set is needed any more.
-
-    In `support` mode it keeps the normalization statistics of its support images; in
-    `transductive` mode predictions depend on the images predicted together.
-    """
-
-    def __init__(self, learner: Learner, weights: Weights, classes: Sequence[str]) -> None:
-        self.learner = learner
-        self.weights = weights
-        self.classes = tuple(classes)
-
-    def to(self, device: torch.device) -> Classifier:
-        """This classifier on a device."""
-        learner = self.learner.to(device)
-        head = {name: value.to(device) for name, value in self.weights.head.items()}
-        weights = Weights(dict(learner.backbone.named_parameters()), head)
-        return Classifier(learner, weights, self.classes)
-
-    @torch.no_grad()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Images (n, C, H, W) in [0, 1] → class probabilities (n, N)."""
-        features = self.learner.features(self.weights.body, images)
-        return self.learner.head.logits(self.weights.head, features).float().softmax(1)
-
-
-def save_classifier(
-    path: Path, model: TrainedModel, weights: Weights, task: Task, classes: Sequence[str]
-) -> None:
-    """Write weights, classes, preprocessing and provenance into one file.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    tensors = {f"model.{name}": value for name, value in model.learner.state_dict().items()}
-    tensors |= {f"model.backbone.{name}": value for name, value in weights.body.items()}
-    tensors |= {f"head.{name}": value for name, value in weights.head.items()}
-    if model.normalization == "support":
-        tensors |= _support_statistics(model.learner, weights, task)
-    meta: dict[str, Any] = {
-        "format": CLASSIFIER_FORMAT,
-        "classes": list(classes),
-        "settings": model.meta["settings"],
-        "plugins": model.meta["plugins"],
-        "image_shape": list(model.image_shape),
-        "max_ways": model.max_ways,
-        "invert": model.meta["invert"],
-        "steps": model.steps,
-        "made_from": {
-            "checkpoint": str(model.path),
-            "iteration": model.meta["iteration"],
-            "dataset_hash": model.meta["dataset_hash"],
-        },
-    }
-    save_checkpoint(path, tensors, meta)
-
-
-def load_classifier(path: Path, device: torch.device) -> Classifier:
-    """Read a file of `save_classifier`.
-
-    Raises:
-        DataError: it is missing, damaged or not a classifier.
-        PluginError: a plugin it needs is missing.
-        RunError: its weights do not fit.
-    """
-    checkpoint = load_checkpoint(path, CLASSIFIER_FORMAT)
-    _, image_shape, _, learner = restore_learner(checkpoint)
-    try:
-        classes = [str(name) for name in checkpoint.meta["classes"]]
-        statistics = checkpoint.part("statistics")
-        if statistics:
-            for name, layer in _norm_layers(learner).items():
-                layer.mean = statistics[f"{name}.mean"]
-                layer.variance = statistics[f"{name}.variance"]
-        body: FastWeights = dict(learner.backbone.named_parameters())
-        classifier = Classifier(learner, Weights(body, checkpoint.part("head")), classes)
-        answer = classifier.probabilities(torch.zeros(2, *image_shape))  # do the shapes fit?
-        if answer.shape != (2, len(classes)):
-            raise ValueError(f"{len(classes)} classes, but {answer.shape[1]} output neurons")
-    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
-        raise incomplete(checkpoint, exc) from exc
-    return classifier.to(device)
-
-
 @torch.no_grad()
-def _support_statistics(learner: Learner, weights: Weights, task: Task) -> dict[str, Tensor]:
-    """Every normalization layer's statistics over the support images, with adapted weights."""
-    layers = _norm_layers(learner)
-    found = {}
-    with learner.episode.record():
-        learner.features(weights.body, task.support_images)
-    for name, layer in layers.items():
-        assert layer.mean is not None
-        assert layer.variance is not None
-        found[f"statistics.{name}.mean"] = layer.mean
-        found[f"statistics.{name}.variance"] = layer.variance
-        layer.mean = layer.variance = None
-    return found
+def predictions(model: TrainedModel, weights: Weights, task: Task) -> Tensor:
+    """The labels (n,) that adapted weights give a task's queries."""
+    return model.learner.query_logits(weights, task).argmax(1)
 
 
-def _norm_layers(learner: Learner) -> dict[str, EpisodeNorm]:
-    return {n: m for n, m in learner.backbone.named_modules() if isinstance(m, EpisodeNorm)}
+def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> HeldOut | None:
+    """Choose the inner steps by pictures held out in turn (leave-one-out where there are few).
+
+    Args:
+        model: what is adapted.
+        images: (n, C, H, W) of the support set.
+        labels: (n,).
+        ways: N.
+
+    Returns:
+        None where a class has too few pictures to hold one out.
+    """
+    shots = int(torch.bincount(labels, minlength=ways).min())
+    if shots < FEWEST_TO_HOLD_OUT:
+        return None
+    folds, most = min(MOST_FOLDS, shots), max(MOST_STEPS, model.steps)
+    place = _place_within_class(labels)
+    found = torch.zeros(most + 1, len(labels), dtype=torch.int64)
+    for fold in range(folds):
+        held = place % folds == fold
+        task = own_task((images[~held], labels[~held]), (images[held], labels[held]), ways)
+        path = adapt(model.learner, task, model.inner, meta=False, steps=most)
+        with memory_errors():
+            for step, weights in enumerate(path):
+                found[step, held.cpu()] = predictions(model, weights, task).cpu()
+    truth = labels.cpu()
+    accuracies = (found == truth).double().mean(1).tolist()
+    steps = 1 + max(range(most), key=lambda step: (accuracies[step + 1], -step))
+    return HeldOut(accuracies, steps, truth, found[steps], folds)
+
+
+def _place_within_class(labels: Tensor) -> Tensor:
+    """For each picture how many of its class come before it: (n,)."""
+    place = torch.zeros_like(labels)
+    for label in set(labels.tolist()):
+        of_class = labels == label
+        place[of_class] = torch.arange(int(of_class.sum()), device=labels.device)
+    return place
+
+
+def confusion(labels: Tensor, found: Tensor, classes: Sequence[str]) -> list[list[int]]:
+    """How often each class (row) was given each label (column): N × N."""
+    n = len(classes)
+    return torch.bincount(labels.cpu() * n + found.cpu(), minlength=n * n).reshape(n, n).tolist()

@@ -133,6 +133,11 @@ class Console:
             table.add_row(*map(_safe, row))
         self._out.print(table)
 
+    def raw(self, text: str) -> None:
+        """A result in a form for other programs, as it is; left out where JSON was asked for."""
+        if not self.json_output:
+            sys.stdout.write(text)
+
     def result(self, result: Any) -> None:
         """The result as one JSON object, where JSON was asked for."""
         if self.json_output:

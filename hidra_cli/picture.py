@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hidra_cli.console import printable
+from hidra_cli.store.decode import decode_image
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from hidra_cli.evaluation import Cell
 
 # Okabe & Ito's palette, told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
+_SHOWN = (96, 96)  # pixels of a picture in a gallery
+
+
+MOST_IN_GALLERY = 48
+_COLUMNS = 8
+
+
+def predictions_gallery(rows: Sequence[Mapping[str, Any]], side: tuple[int, int, int]) -> bytes:
+    """The first pictures with their labels and probabilities: PNG.
+
+    Args:
+        rows: with image (a path), label and probability.
+        side: (C, H, W) of what the classifier saw; pictures are shown as they are.
+    """
+    from matplotlib.figure import Figure
+
+    shown = rows[:MOST_IN_GALLERY]
+    lines = max(1, -(-len(shown) // _COLUMNS))
+    figure = Figure(figsize=(1.5 * _COLUMNS, 1.9 * lines), layout="constrained")
+    for axes, row in zip_longest(figure.subplots(lines, _COLUMNS, squeeze=False).flat, shown):
+        axes.set_axis_off()
+        if row is None:
+            continue
+        pixels = decode_image(Path(row["image"]), (side[0], *_SHOWN))
+        axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+        label = printable(row["label"]).replace("$", r"\$")
+        axes.set_title(f"{label[:18]}\n{100 * row['probability']:.0f} %", fontsize=8)
+    return _png(figure)
 
 
 def accuracy_over_ways(cells: Sequence[Cell], title: str) -> bytes:
@@ -56,6 +91,10 @@ def accuracy_over_ways(cells: Sequence[Cell], title: str) -> bytes:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from hidra_cli.api import DataError, Dataset, ImageClass, Split, class_folders, safe_parts, shown
+from hidra_cli.api import (
+    DataError,
+    Dataset,
+    ImageClass,
+    Split,
+    class_folders,
+    csv_columns,
+    safe_parts,
+    shown,
+)
 
 from .sources import SPLITS, check_size, image_classes, split_file
 
@@ -20,7 +28,6 @@ ACCEPTED = (
 )
 
 COLUMNS = ("filename", "label")
-LARGEST_CSV = 1 << 23  # bytes, six times as many as in the largest that is published
 
 
 class MiniImageNet(Dataset):
@@ -105,28 +112,14 @@ def read_csv(path: Path) -> list[tuple[str, str]]:
         DataError: the file is missing, has other columns, no rows, or unsafe names.
     """
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_CSV:
-            why = f"is not there, not a file, or larger than {LARGEST_CSV} bytes"
-            raise unknown_layout(path.parent, f"{path.name} {why}")
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
-            header = next(lines, [])
-            # No DictReader: with a long header, it takes for ever on short lines.
-            name, label = (header.index(c) if c in header else -1 for c in COLUMNS)
-            rows = {(_field(line, name), _field(line, label)) for line in lines if line}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = csv_columns(path, COLUMNS)
+    except (OSError, ValueError) as error:
         why = f"cannot read {path.name}: {shown(str(error))}"
         raise unknown_layout(path.parent, why) from error
-    if not rows or min(name, label) < 0:
-        raise unknown_layout(path.parent, f"{path.name} has no rows with filename and label")
     for row in rows:
         for field in row:
             safe_parts(field, path)
-    return sorted(rows)
-
-
-def _field(line: list[str], column: int) -> str:
-    return line[column] if 0 <= column < len(line) else ""
+    return [(name, label) for name, label in rows]
 
 
 def from_folders(source: Path) -> dict[Split, dict[str, list[Path]]]:

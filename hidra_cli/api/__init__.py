@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hidra_cli.api.data import ArchiveMember, Dataset, ImageClass, ImageRef, Split
     from hidra_cli.api.folders import (
         class_folders,
+        csv_columns,
         entries,
         image_suffixes,
         images_below,
@@ -44,6 +45,7 @@ _HOME = {
     "check_dataset": "hidra_cli.api.checks",
     "check_head": "hidra_cli.api.checks",
     "class_folders": "hidra_cli.api.folders",
+    "csv_columns": "hidra_cli.api.folders",
     "entries": "hidra_cli.api.folders",
     "image_suffixes": "hidra_cli.api.folders",
     "images_below": "hidra_cli.api.folders",
@@ -70,6 +72,7 @@ __all__ = [
     "check_dataset",
     "check_head",
     "class_folders",
+    "csv_columns",
     "entries",
     "image_suffixes",
     "images_below",

@@ -5,12 +5,15 @@ For dataset plugins, and for the program where it reads a folder of pictures its
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from hidra_cli.errors import DataError
 
+LARGEST_CSV = 1 << 23  # bytes, six times as many as in miniImageNet's
 LONGEST_NAME = 1000
 LONGEST_PART = 255
 LONGEST_TEXT = 400  # of an error message
@@ -145,3 +148,31 @@ def safe_parts(name: str, origin: Path) -> tuple[str, ...]:
             fix="get this file again from where it is published",
         )
     return path.parts
+
+
+def csv_columns(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return some columns of a CSV file: its distinct rows, sorted.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not there or too large, has no rows or other columns, or is not text.
+    """
+    if not path.is_file() or path.stat().st_size > LARGEST_CSV:
+        raise ValueError(f"it is not there, not a file, or larger than {LARGEST_CSV} bytes")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            header = next(lines, [])
+            missing = [column for column in columns if column not in header]
+            # No DictReader: with a long header, it takes for ever on short lines.
+            places = [header.index(column) for column in columns if column in header]
+            rows = {tuple(_field(line, place) for place in places) for line in lines if line}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"it cannot be read: {shown(str(error))}") from error
+    if missing or not rows:
+        raise ValueError(f"it has no rows with {' and '.join(columns)}")
+    return sorted(rows)
+
+
+def _field(line: list[str], place: int) -> str:
+    return line[place] if place < len(line) else ""

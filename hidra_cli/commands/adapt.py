@@ -1,4 +1,4 @@
-"""`hidra adapt`: learn one task from a few images."""
+"""`hidra adapt`: learn one task from a few images, drawn or one's own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hidra_cli.commands import common
+from hidra_cli.commands.adapting import Wish, check_finite, home_of, show_steps
 
 if TYPE_CHECKING:
-    from hidra_cli.adaptation import Adapted
+    from collections.abc import Mapping
+
+    from hidra_cli.api.data import Split
+    from hidra_cli.models import TrainedModel
+    from hidra_cli.store.reader import PreparedImages
+
+_OWN, _DRAWN = "Own pictures", "A task drawn from a dataset"
 
 
 def adapt(
@@ -20,19 +27,60 @@ def adapt(
     shots: Annotated[
         int | None, typer.Option(help="Support images per class. [as trained]")
     ] = None,
-    queries: Annotated[int, typer.Option(help="Query images per class.", min=1)] = 15,
     checkpoint: Annotated[
         Path | None, typer.Option(help="A run directory or checkpoint. [the latest run]")
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Inner steps. [chosen by held-out pictures, or as trained]", min=0),
+    ] = None,
+    support: Annotated[
+        Path | None,
+        typer.Option(help="Folder of labelled pictures to learn.", rich_help_panel=_OWN),
+    ] = None,
+    query: Annotated[
+        Path | None,
+        typer.Option(help="Folder of labelled pictures to test on.", rich_help_panel=_OWN),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV or JSON label file of --support. [labels.csv or .json in it]",
+            rich_help_panel=_OWN,
+        ),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="A classifier to add the classes and pictures of --support to.",
+            rich_help_panel=_OWN,
+        ),
+    ] = None,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget",
+            help="Leave the support images out of the classifier; it cannot grow then.",
+            rich_help_panel=_OWN,
+        ),
+    ] = False,
+    queries: Annotated[
+        int, typer.Option(help="Query images per class.", min=1, rich_help_panel=_DRAWN)
+    ] = 15,
     episode: Annotated[
-        int, typer.Option(help="Which task of the split.", min=0, max=2**63 - 1)
+        int,
+        typer.Option(help="Which task of the split.", min=0, max=2**63 - 1, rich_help_panel=_DRAWN),
     ] = 0,
-    steps: Annotated[int | None, typer.Option(help="Inner steps. [as trained]", min=0)] = None,
-    dataset: Annotated[str | None, typer.Option(help="Another dataset than the run's.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Another dataset than the run's.", rich_help_panel=_DRAWN),
+    ] = None,
     source: common.Source = None,
     data_opt: common.DataOpt = None,
     split: common.Split = "test",
-    seed: Annotated[int, typer.Option(help="Of the episodes.", min=0, max=2**63 - 1)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the episodes.", min=0, max=2**63 - 1, rich_help_panel=_DRAWN)
+    ] = 0,
     device: common.Device = None,
     out: common.Out = None,
     runs_dir: common.RunsDir = None,
@@ -42,26 +90,99 @@ def adapt(
     verbose: common.Verbose = False,
     debug: common.Debug = False,
 ) -> None:
-    """Draw a task from the test split, learn it, show how well, and save the classifier.
+    """Learn a task, show how well, and save the classifier.
+
+    The task is a folder of one's own pictures (one folder per class, or a label file), or is drawn
+    from the test split of the run's dataset.
 
     Examples:
 
+      hidra adapt --support my-pictures --query my-other-pictures
+
+      hidra adapt --base classifier.safetensors --support more-pictures
+
       hidra adapt --ways 7 --shots 5
 
-      hidra adapt --checkpoint runs/my-run --ways 20 --episode 3
+    Next: hidra predict CLASSIFIER DIR
     """
-    from hidra_cli.adaptation import adapt_task, save_classifier
+    from hidra_cli.classifiers import load_base
+    from hidra_cli.commands.adapt_own import adapt_own
     from hidra_cli.engine.devices import resolve_device
-    from hidra_cli.episodes import EpisodeSampler
     from hidra_cli.models import load_model
-    from hidra_cli.runs import latest_run
+    from hidra_cli.pictures import labelled_pictures
 
     console = common.make_console(json_output, quiet, verbose)
     where = resolve_device(device or "auto")
-    run = checkpoint or latest_run(common.runs_dir_of(runs_dir))
-    model = load_model(run, where, steps=steps)
-    settings = common.another_dataset(model.settings.dataset, dataset, source, data_opt)
-    images = common.open_images(settings, cache_dir, console)
+    wish = Wish(where, steps, ways, shots, out, not forget, console)
+    if support is None:
+        _check_only_drawn({"--query": query, "--labels": labels, "--base": base})
+        model = load_model(checkpoint or _latest(runs_dir), where, steps=steps)
+        settings = common.another_dataset(model.settings.dataset, dataset, source, data_opt)
+        images = common.open_images(settings, cache_dir, console)
+        _adapt_drawn(wish, model, images, split, episode, seed, queries)
+        return
+    other = {"--dataset": dataset, "--source": source, "--data-opt": data_opt}
+    _check_only_own(other, base, checkpoint)
+    kept = None
+    if base is not None:
+        model, kept = load_base(base, where)
+    else:
+        model = load_model(checkpoint or _latest(runs_dir), where)
+    adapt_own(wish, model, kept, labelled_pictures(support, labels), support, query)
+
+
+def _latest(runs_dir: Path | None) -> Path:
+    from hidra_cli.runs import latest_run
+
+    return latest_run(common.runs_dir_of(runs_dir))
+
+
+def _check_only_drawn(own: Mapping[str, object]) -> None:
+    from hidra_cli.errors import UsageError
+
+    for flag, value in own.items():
+        if value is not None:
+            raise UsageError(
+                f"{flag} needs --support",
+                why="without it, the task is drawn from a dataset",
+                fix="add --support DIR",
+            )
+
+
+def _check_only_own(
+    drawn: Mapping[str, object], base: Path | None, checkpoint: Path | None
+) -> None:
+    from hidra_cli.errors import UsageError
+
+    for flag, value in drawn.items():
+        if value:
+            raise UsageError(
+                f"{flag} and --support cannot go together",
+                why="the task is in the folder of --support, or drawn from a dataset",
+                fix=f"leave one of them out: {flag} or --support",
+            )
+    if base is not None and checkpoint is not None:
+        raise UsageError(
+            "--base and --checkpoint cannot go together",
+            why="a classifier grows from the model that it was adapted from",
+            fix="leave --checkpoint out",
+        )
+
+
+def _adapt_drawn(
+    wish: Wish,
+    model: TrainedModel,
+    images: PreparedImages,
+    split: Split,
+    episode: int,
+    seed: int,
+    queries: int,
+) -> None:
+    from hidra_cli.adaptation import adapt_task
+    from hidra_cli.classifiers import save_classifier
+    from hidra_cli.episodes import EpisodeSampler
+
+    console, ways, shots = wish.console, wish.ways, wish.shots
     n = ways if ways is not None else (5 if model.learner.head.any_ways else model.max_ways)
     k = shots if shots is not None else min(model.settings.tasks.shots)
     _check_positive(n, k)
@@ -69,32 +190,21 @@ def adapt(
     table = images.table(split)
     sampler = EpisodeSampler(table, (n,), (k,), queries, seed)
     indices = sampler.indices([episode], n, k)
-    task = sampler.batch(images, [episode], n, k, where).task(0)
+    task = sampler.batch(images, [episode], n, k, wish.device).task(0)
     adapted = adapt_task(model, task)
     classes = [table.names[row] for row in indices.classes[0]]
-
-    console.table(
-        f"Adapting {model.name} to {n} ways, {k} shots of {images.dataset} "
-        f"({model.normalization} normalization)",
-        ["inner steps", "support loss", "query accuracy, %"],
-        [
-            [str(step), f"{loss:.4f}", f"{100 * accuracy:.1f}"]
-            for step, (loss, accuracy) in enumerate(
-                zip(adapted.support_losses, adapted.accuracies, strict=True)
-            )
-        ],
-    )
-    _check_finite(adapted)
+    show_steps(f"{n} ways, {k} shots of {images.dataset}", model, adapted, console)
+    check_finite(adapted)
     console.table(
         "Each class after adapting",
         ["class", "query accuracy, %"],
         [[c, f"{100 * a:.1f}"] for c, a in zip(classes, adapted.per_class, strict=True)],
     )
-    home = run if run.is_dir() else run.parent
     of = "" if split == "test" else f"{split}-"
     name = f"{images.dataset}-{of}{n}w{k}s-seed{seed}-episode{episode}"
-    path = common.made(out or home / "adapted" / name) / "classifier.safetensors"
-    save_classifier(path, model, adapted.weights, task, classes)
+    path = common.made(wish.out or home_of(model.path) / "adapted" / name)
+    path /= "classifier.safetensors"
+    save_classifier(path, model, adapted.weights, task, classes, keep=wish.keep)
     console.print(f"classifier: {path}")
     console.result(
         {
@@ -112,21 +222,6 @@ def adapt(
             "classifier": str(path),
         }
     )
-
-
-def _check_finite(adapted: Adapted) -> None:
-    """Refuse to save a classifier that says nothing."""
-    import math
-
-    from hidra_cli.errors import NotFiniteError
-
-    for step, loss in enumerate(adapted.support_losses):
-        if not math.isfinite(loss):
-            raise NotFiniteError(
-                f"adapting went wrong: the support loss is {loss} after step {step}",
-                why="the inner steps are too long for this task, or the model is not finite",
-                fix="fewer --steps, or a model trained with a lower --inner-lr",
-            )
 
 
 def _check_positive(ways: int, shots: int) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hidra_cli.adaptation import Classifier, adapt_task, load_classifier, save_classifier
+from hidra_cli.adaptation import adapt_task
+from hidra_cli.classifiers import Classifier, load_classifier, save_classifier
 from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.models import load_model
 from hidra_cli.store.reader import PreparedImages

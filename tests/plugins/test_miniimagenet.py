@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hidra_cli.api import DataError, ImageClass
-from hidra_plugins.miniimagenet import LARGEST_CSV, MiniImageNet
+from hidra_cli.api.folders import LARGEST_CSV
+from hidra_plugins.miniimagenet import MiniImageNet
 from hidra_plugins.sources import split_file
 
 NOWHERE = Path("nowhere")
@@ -152,7 +153,7 @@ def test_a_pipe_is_no_csv_file(with_images: Path) -> None:
     write_csv(with_images, listed())
     (with_images / "val.csv").unlink()
     os.mkfifo(with_images / "val.csv")
-    with pytest.raises(DataError, match=r"val\.csv is not there, not a file"):
+    with pytest.raises(DataError, match=r"val\.csv: it is not there, not a file"):
         classes(with_images)
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hidra_cli.adaptation import CLASSIFIER_FORMAT, load_classifier
 from hidra_cli.checkpoints import Checkpoint, checkpoint_bytes, load_checkpoint
+from hidra_cli.classifiers import CLASSIFIER_FORMAT, load_classifier
 from hidra_cli.errors import HidraError
 from hidra_cli.runs import RunDir
 from hidra_cli.store.reader import SEAL_BYTES, open_store
@@ -25,7 +25,7 @@ from ..conftest import TINY_DATA, Hidra
 from .tools import assert_told
 
 ORDINARY = 60
-CASES = pytest.mark.parametrize("cases", [ORDINARY, pytest.param(3000, marks=pytest.mark.slow)])
+CASES = pytest.mark.parametrize("cases", [ORDINARY, pytest.param(2000, marks=pytest.mark.slow)])
 # Longer than any of these takes, even on a busy machine; a bomb would take more.
 MOST_SECONDS = 20
 NASTY: list[Any] = [
@@ -155,7 +155,7 @@ def test_a_checkpoint_is_used_or_refused(
     assert sealed or used <= cases * 0.05, "damage is noticed"
 
 
-@CASES
+@pytest.mark.parametrize("cases", [ORDINARY // 2, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_run_handed_over_is_resumed_or_refused(
     hidra: Hidra, runs_dir: Path, cache_dir: Path, tmp_path: Path, cases: int
 ) -> None:

@@ -1,0 +1,138 @@
+"""`hidra predict`: label pictures with an adapted classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hidra_cli.commands import common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hidra_cli.console import Console
+
+Format = Literal["table", "csv", "jsonl"]
+MOST_ROWS = 200  # of the table; the other formats have no end
+
+
+def predict(
+    classifier: Annotated[Path, typer.Argument(help="A classifier of `hidra adapt`.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    top_k: Annotated[int, typer.Option("--top-k", help="Labels to show per picture.", min=1)] = 1,
+    form: Annotated[
+        Format, typer.Option("--format", help="Of what is printed: table, csv or jsonl.")
+    ] = "table",
+    out: Annotated[
+        Path | None, typer.Option(help="Write it into this file (as csv, or jsonl) instead.")
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Also draw the first pictures and their labels: a PNG.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Pictures per forward pass.", min=1)] = 64,
+    device: common.Device = None,
+    json_output: common.Json = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+) -> None:
+    """Label pictures: class and probability, for one picture or thousands.
+
+    A picture that cannot be read is reported and left out; the exit code is then 3.
+
+    Examples:
+
+      hidra predict classifier.safetensors new-pictures --top-k 3
+
+      hidra predict classifier.safetensors a.jpg b.png --format csv
+    """
+    from hidra_cli.classifiers import load_classifier
+    from hidra_cli.engine.devices import resolve_device
+    from hidra_cli.errors import DataError
+    from hidra_cli.pictures import pictures_in
+
+    console = common.make_console(json_output, quiet, verbose)
+    chosen = load_classifier(classifier, resolve_device(device or "auto"))
+    paths = pictures_in(pictures)
+    if chosen.normalization == "transductive":
+        console.warn("these predictions depend on which pictures are predicted together")
+    rows: list[dict[str, Any]] = []
+    damaged: list[DataError] = []
+    with console.progress("predicting", len(paths)) as advance:
+        for done, (path, answer) in enumerate(chosen.predict(paths, batch), start=1):
+            if isinstance(answer, DataError):
+                damaged.append(answer)
+                console.warn(f"{answer.what}: {answer.why}")
+            else:
+                rows.append(_row(path, answer, chosen.classes, top_k))
+            advance(done)
+    _write(rows, form, out, console)
+    if gallery is not None:
+        from hidra_cli.files import write_atomically
+        from hidra_cli.picture import predictions_gallery
+
+        write_atomically(gallery, predictions_gallery(rows, chosen.image_shape))
+        console.note(f"gallery: {gallery}")
+    console.result({"predictions": rows, "damaged": [str(error.what) for error in damaged]})
+    if damaged:
+        raise DataError(
+            f"{len(damaged)} of {len(paths)} pictures could not be read",
+            why=damaged[0].what,
+            fix="repair or remove them; the others were labelled",
+        )
+
+
+def _row(path: Path, answer: Tensor, classes: tuple[str, ...], top_k: int) -> dict[str, Any]:
+    values, places = answer.topk(min(top_k, len(classes)))
+    top = [
+        {"label": classes[place], "probability": round(value, 6)}
+        for value, place in zip(values.tolist(), places.tolist(), strict=True)
+    ]
+    return {"image": str(path), **top[0], **({"top": top} if top_k > 1 else {})}
+
+
+def _write(rows: list[dict[str, Any]], form: Format, out: Path | None, console: Console) -> None:
+    """Print predictions, or write them into a file."""
+    from hidra_cli.files import write_atomically
+
+    if out is not None:
+        as_lines = form == "jsonl" or out.suffix == ".jsonl"
+        write_atomically(out, (_json_lines(rows) if as_lines else _csv(rows)).encode())
+        console.note(f"written: {out}")
+    elif form == "table":
+        console.table(
+            f"{len(rows)} pictures" + (f", the first {MOST_ROWS}" if len(rows) > MOST_ROWS else ""),
+            ["picture", "label", "probability, %"],
+            [
+                [row["image"] if rank == 0 else "", top["label"], f"{100 * top['probability']:.1f}"]
+                for row in rows[:MOST_ROWS]
+                for rank, top in enumerate(row.get("top", [row]))
+            ],
+            left=2,
+        )
+    else:
+        console.raw(_csv(rows) if form == "csv" else _json_lines(rows))
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """image, label, probability; with --top-k also label_2, probability_2, …"""
+    import csv
+    import io
+
+    ranks = len(rows[0].get("top", [0])) if rows else 1
+    more = [f"{name}_{rank}" for rank in range(2, ranks + 1) for name in ("label", "probability")]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["image", "label", "probability", *more])
+    for row in rows:
+        tops = row.get("top", [row])
+        writer.writerow([row["image"], *(top[k] for top in tops for k in ("label", "probability"))])
+    return text.getvalue()
+
+
+def _json_lines(rows: list[dict[str, Any]]) -> str:
+    import json
+
+    return "".join(json.dumps(row) + "\n" for row in rows)
