@@ -131,6 +131,7 @@ class MetaTrainer:
         self.best: Validation | None = None
         self.skipped = self.skipped_in_a_row = 0
         self._saved_at, self._saved_when = 0, time.monotonic()
+        self._whole = True  # the weights are those of `iteration`, not half a step further
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint of this run was saved.
@@ -191,6 +192,7 @@ class MetaTrainer:
             outcome = self._gradient(batch)
         step = Step(outcome, ways, shots, self._clip(outer.clip))
         if step.finite:
+            self._whole = False
             for group in self.optimizer.param_groups:
                 group["lr"] = self.outer_lr
             self.optimizer.step()
@@ -202,6 +204,7 @@ class MetaTrainer:
             self.skipped += 1
             self.skipped_in_a_row += 1
         self.iteration += 1
+        self._whole = True
         return step
 
     def _gradient(self, batch: TaskBatch) -> Outcome:
@@ -233,7 +236,7 @@ class MetaTrainer:
 
         Raises:
             StoppedError: SIGINT or SIGTERM came; the step was finished and saved.
-            NotFiniteError: see `step`; the state before that step was saved.
+            NotFiniteError, DeviceError: see `step`; the state before that step was saved.
             RunError: a file could not be written; the last good checkpoint is named.
         """
         outer, begun, first = self.settings.outer, time.monotonic(), self.iteration
@@ -250,7 +253,6 @@ class MetaTrainer:
                     if stop.number:
                         self._stop(run, metrics, stop.number)
         except NotFiniteError:
-            self._save(run, metrics)
             raise
         except RunError as error:
             raise self._with_last_good(error, run) from error
@@ -268,7 +270,12 @@ class MetaTrainer:
     ) -> None:
         """One outer step, its row of metrics, validation and saving where they are due."""
         begun = time.monotonic()
-        step = self.step()
+        try:
+            step = self.step()
+        except Exception:  # no memory, not finite, a plugin's fault: the steps before it are whole
+            if self._whole:
+                self._save(run, metrics)
+            raise
         rate = self.settings.outer.meta_batch / (time.monotonic() - begun)
         row: dict[str, Any] = {
             "iteration": self.iteration,

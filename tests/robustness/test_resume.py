@@ -240,6 +240,33 @@ def test_rows_that_someone_deleted_are_told_of(place: Place) -> None:
     assert [row["iteration"] for row in rows(run)] == ["4"]
 
 
+def test_steps_before_a_plugin_failed_are_saved(
+    tiny_images: PreparedImages, tmp_path: Path
+) -> None:
+    settings = settings_of(outer__iterations=6, outer__validate_every=100)
+    run, whole = (create_run(tmp_path, name, settings) for name in ("mine", "whole"))
+    failing = MetaTrainer(settings, tiny_images, CPU)
+    calls = 0
+
+    def fail(ways: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise ZeroDivisionError("a plugin's fault")
+
+    failing.learner.head.before_outer_step = fail  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        failing.run(run, Console(verbosity=-1))
+    saved = load_checkpoint(run.last)
+    assert saved.meta["iteration"] == 4
+    again = MetaTrainer(settings, tiny_images, CPU)
+    again.restore(saved)
+    again.run(run, Console(verbosity=-1))
+    MetaTrainer(settings, tiny_images, CPU).run(whole, Console(verbosity=-1))
+    assert checksums(run) == checksums(whole)
+    assert rows(run) == rows(whole)
+
+
 def test_one_run_has_one_writer(place: Place) -> None:
     run = place.train("mine", 3)
     with owning(run):
