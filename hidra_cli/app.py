@@ -14,7 +14,7 @@ import typer
 
 from hidra_cli import __version__
 from hidra_cli.commands import adapt, evaluate, info, meta_train, plugins, predict, prepare, report
-from hidra_cli.errors import EXIT_FAILED, HidraError
+from hidra_cli.errors import EXIT_FAILED, HidraError, PluginError
 
 app = typer.Typer(
     name="hidra",
@@ -66,18 +66,43 @@ def main() -> None:
         # The reader of stdout went away (`| head`): nothing to tell anyone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
-    except Exception as exc:
+    except _Terminated:
+        raise
+    except (Exception, SystemExit) as exc:
+        error = _fault_of_plugin(exc)
+        if error is not None:
+            _fail(str(error), error.code, debug)
+        if isinstance(exc, SystemExit):  # how every command ends
+            raise
         _fail(
-            f"error: {type(exc).__name__}: {exc}\nwhy: this is a fault of hidra or of a plugin\n"
+            f"error: {type(exc).__name__}: {exc}\nwhy: this is a fault of hidra\n"
             "fix: run again with --debug and report the traceback",
             EXIT_FAILED,
             debug,
         )
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came, in whatever code."""
+
+
 def _terminate(number: int, _frame: FrameType | None) -> None:
     """Leave as by an exception, so that half-written files are removed on the way."""
-    raise SystemExit(128 + number)
+    raise _Terminated(128 + number)
+
+
+def _fault_of_plugin(exc: BaseException) -> PluginError | None:
+    """What to say of an exception from another distribution's plugin, which may even exit."""
+    from hidra_cli.registry import blame, culprit
+
+    plugin = culprit(exc)
+    if plugin is None:
+        return None
+    return PluginError(
+        f"{plugin.label} failed",
+        why=f"{type(exc).__name__}: {exc}",
+        fix=f"run again with --debug for the traceback, and {blame(plugin)}",
+    )
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

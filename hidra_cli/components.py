@@ -80,6 +80,12 @@ def build_learner(
         torch.manual_seed(stream_key(seed, "backbone"))
         plugin, component, options = _chosen("backbone", model.backbone, model.backbone_options)
         backbone = build(plugin, component, image_shape, factory, **options)
+        if not isinstance(getattr(backbone, "features", None), int):
+            raise PluginError(
+                f"{plugin.label} breaks its contract",
+                why="it sets no number of features",
+                fix=registry.blame(plugin),
+            )
         torch.manual_seed(stream_key(seed, "head"))
         plugin, component, options = _chosen("head", model.head, model.head_options)
         head = build(plugin, component, backbone.features, max_ways, **options)

@@ -6,9 +6,12 @@ never breaks a command that does not use it.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import os
+import sys
+import traceback
 import typing
 from dataclasses import dataclass
 from functools import cache
@@ -105,7 +108,8 @@ def load(plugin: Plugin) -> type[Any]:
         PluginError: the import failed, or the class is not what its entry point promises.
     """
     try:
-        loaded = plugin.entry_point.load()
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result of ours
+            loaded = plugin.entry_point.load()
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # a plugin may even raise SystemExit; the command must go on
@@ -128,7 +132,22 @@ def load(plugin: Plugin) -> type[Any]:
             why=f"it declares api_version = {version}, this hidra has {API_VERSION}",
             fix=f"install a release of {plugin.distribution} for API version {API_VERSION}",
         )
+    _loaded[plugin.entry_point.module.partition(".")[0]] = plugin
     return loaded
+
+
+# Top-level module → a plugin that was loaded from it.
+_loaded: dict[str, Plugin] = {}
+
+
+def culprit(exc: BaseException) -> Plugin | None:
+    """The plugin of another distribution in whose code an exception was raised, if it was."""
+    for frame, _ in traceback.walk_tb(exc.__traceback__):
+        top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        plugin = _loaded.get(top)
+        if plugin is not None and plugin.distribution != OWN_DISTRIBUTION:
+            return plugin
+    return None
 
 
 def options(component: type[Any]) -> list[Option]:

@@ -26,6 +26,7 @@ from hidra_cli.checkpoints import (
 )
 from hidra_cli.components import build_learner, check_head_can, used_plugins
 from hidra_cli.console import Advance, Console
+from hidra_cli.contracts import check_learner
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import Outcome, adapted, meta_gradient, query_accuracy
 from hidra_cli.engine.learner import Learner
@@ -117,13 +118,15 @@ class MetaTrainer:
         self.validation_episodes = EpisodeSampler(
             validation, self.validation_ways, tasks.shots, tasks.queries, seed
         )
-        self.learner: Learner = build_learner(
+        learner = build_learner(
             settings.model,
             images.image_shape,
             max(tasks.ways),
             seed=seed,
             precision=settings.run.precision,
-        ).to(device)
+        )
+        check_learner(learner, settings.model, images.image_shape, min(tasks.ways))
+        self.learner: Learner = learner.to(device)
         self.names, parameters = zip(*self.learner.named_parameters(), strict=True)
         self.optimizer = torch.optim.Adam(parameters, lr=settings.outer.outer_lr)
         self.plugins = used_plugins(settings)

@@ -12,6 +12,7 @@ from .conftest import Hidra
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "examples").glob("*/README.md"))
 
 
 def command_lines(page: Path) -> list[list[str]]:

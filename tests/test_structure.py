@@ -15,7 +15,7 @@ FLOORS = [
     {"api", "console", "registry", "settings", "files", "streams", "interrupts"},
     {"store", "engine", "checkpoints"},
     {"runs"},
-    {"components", "episodes", "pictures"},
+    {"components", "contracts", "episodes", "pictures"},
     {"models"},
     {"adaptation", "classifiers", "evaluation", "picture", "resuming"},
     {"report"},

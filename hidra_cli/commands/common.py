@@ -103,6 +103,26 @@ def prepare_images(
     workers: int | None = None,
 ) -> bool:
     """Write the prepared file of a dataset unless it exists; whether it was written now."""
+    from hidra_cli.errors import PluginError
+    from hidra_cli.registry import blame
+
+    try:
+        return _prepare_images(choice, cache_dir, console, force, workers)
+    except PluginError as error:  # the store knows the dataset, not where it comes from
+        raise PluginError(
+            f"{choice.plugin.label} failed",
+            why=f"{error.what}: {error.why}",
+            fix=blame(choice.plugin),
+        ) from error
+
+
+def _prepare_images(
+    choice: DatasetChoice,
+    cache_dir: Path | None,
+    console: Console,
+    force: bool,
+    workers: int | None,
+) -> bool:
     from hidra_cli.store.build import is_stale, prepare
     from hidra_cli.store.paths import cache_dir as resolve_cache
 

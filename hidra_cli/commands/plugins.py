@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hidra_cli.commands import common
 
-app = typer.Typer(help="List and inspect backbones, heads and datasets.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from hidra_cli.scaffold import Skeleton
+
+app = typer.Typer(
+    help="List, inspect and begin backbones, heads and datasets.", no_args_is_help=True
+)
 
 
 @app.command("list")
@@ -115,6 +121,99 @@ def show(
             ],
         }
     )
+
+
+@app.command("new")
+def new(
+    kind: Annotated[Literal["head", "backbone", "dataset"], typer.Argument(help="What to begin.")],
+    name: Annotated[str, typer.Argument(help="Its name, for example prototype.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make. [./hidra-NAME-KIND]", show_default=False)
+    ] = None,
+    json_output: common.Json = False,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Write a package with a plugin that works as it is, to begin one's own from.
+
+    It has one module, a test that checks the contract, a pyproject.toml and a README.
+
+    Examples:
+
+      hidra plugins new head mine
+
+      hidra plugins new dataset birds --out ~/src/birds
+
+    Next: pip install -e FOLDER
+    """
+    import shlex
+
+    from hidra_cli.scaffold import Skeleton
+
+    console = common.make_console(json_output, quiet, verbose=False)
+    skeleton = Skeleton(kind, name)
+    _check_free(skeleton)
+    folder = (out or Path(skeleton.distribution)).expanduser()
+    _write(skeleton, folder)
+    console.print(f"{folder}: a package with the {kind} '{name}'")
+    for path in skeleton.files():
+        console.print(f"  {path}")
+    commands = [f"cd {shlex.quote(str(folder))}", *skeleton.commands]
+    for command in commands:
+        console.note(f"next: {command}" if command is commands[0] else f"      {command}")
+    console.result(
+        {
+            "kind": kind,
+            "name": name,
+            "path": str(folder),
+            "distribution": skeleton.distribution,
+            "class": f"{skeleton.module}:{skeleton.class_name}",
+            "files": list(skeleton.files()),
+            "next": commands,
+        }
+    )
+
+
+def _check_free(skeleton: Skeleton) -> None:
+    """Refuse a name that cannot be a plugin's, or is one's already."""
+    from hidra_cli.errors import UsageError
+    from hidra_cli.registry import plugins
+    from hidra_cli.scaffold import fault_of
+
+    kind, name = skeleton.kind, skeleton.name
+    if fault := fault_of(name):
+        raise UsageError(
+            f"'{name}' cannot be the name of a {kind}",
+            why=fault,
+            fix=f"choose another: hidra plugins new {kind} my-{kind}",
+        )
+    taken = next((p for p in plugins(kind) if p.name == name), None)
+    if taken is not None:
+        raise UsageError(
+            f"there is a {kind} called '{name}' already",
+            why=f"{taken.distribution} {taken.version} brings it, and one of two that share a name "
+            "must always be written with its distribution",
+            fix="choose another name (`hidra plugins list` shows those that are taken)",
+        )
+
+
+def _write(skeleton: Skeleton, folder: Path) -> None:
+    from hidra_cli.errors import RunError, UsageError
+
+    try:
+        skeleton.write(folder)
+    except FileExistsError as exc:
+        raise UsageError(
+            f"{folder} exists already",
+            why="nothing is ever written over",
+            fix="choose another folder with --out, or remove this one",
+        ) from exc
+    except OSError as exc:
+        raise RunError(
+            f"{folder} could not be written",
+            why=exc.strerror or str(exc).split("\n")[0],
+            fix="choose another place with --out; nothing half-written was left",
+        ) from exc
 
 
 def _abilities(component: type[Any]) -> dict[str, str]:

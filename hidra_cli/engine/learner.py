@@ -73,7 +73,7 @@ class Learner(nn.Module):
         body: FastWeights = dict(self.backbone.named_parameters())
         features = None
         if self.head.needs_support:
-            features = self.features(body, task.support_images)
+            features = _full(self.features(body, task.support_images))
         head = self.head.initialize(task.ways, features, task.support_labels, task.generator())
         return Weights(body, head).renewed()
 
@@ -100,12 +100,17 @@ class Learner(nn.Module):
     def _logits(self, weights: Weights, features: Tensor) -> Tensor:
         with self._autocast():
             logits = self.head.logits(weights.head, features)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return _full(logits)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def _full(values: Tensor) -> Tensor:
+    """In float32 at least: what autocast gives in less must not become weights or a loss."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _aliases(weights: FastWeights) -> FastWeights:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -308,9 +309,10 @@ def _decoded(
     try:
         for before, image_class in zip([None, *classes], classes, strict=False):
             if before is None or image_class.images is not before.images:
+                pickled = _pickled(image_class)
                 with held_back():  # it may start a process
                     decoding = pool.submit(
-                        decode_class, image_class, dataset.image_shape, dataset.invert
+                        _decode_pickled, pickled, dataset.image_shape, dataset.invert
                     )
             # Turned versions of a class follow each other and are decoded once.
             ahead.append((decoding, image_class.quarter_turns))
@@ -326,6 +328,24 @@ def _decoded(
         ) from exc
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pickled(image_class: ImageClass) -> bytes:
+    """Done here: where the pool's own pickling fails, its shutdown may wait for ever."""
+    try:
+        return pickle.dumps(image_class)
+    except Exception as exc:
+        raise PluginError(
+            f"the images of class '{image_class.name}' cannot be handed to a decoding process",
+            why=f"{type(exc).__name__}: {exc}",
+            fix="this is a fault of the dataset plugin: report it to its authors",
+        ) from exc
+
+
+def _decode_pickled(
+    pickled: bytes, image_shape: tuple[int, int, int], invert: bool
+) -> tuple[UInt8, bytes]:
+    return decode_class(pickle.loads(pickled), image_shape, invert)
 
 
 def _end_with_the_parent() -> None:
@@ -349,9 +369,9 @@ def _finished(decoding: Decoding, quarter_turns: int, stop: StopRequest) -> tupl
                 return turned(decoded, quarter_turns), digest
     except (HidraError, BrokenProcessPool):
         raise
-    except Exception as exc:  # images that cannot be pickled, or that fail while iterated
+    except Exception as exc:
         raise PluginError(
-            "the images of a class could not be handed to a decoding process",
+            "the images of a class could not be read from a decoding process",
             why=f"{type(exc).__name__}: {exc}",
             fix="this is a fault of the dataset plugin: report it to its authors",
         ) from exc
