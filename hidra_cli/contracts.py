@@ -34,7 +34,8 @@ def check_learner(
             features = learner.features(dict(learner.backbone.named_parameters()), images)
             _check_features(features, (len(labels), learner.backbone.features))
         with _contract_of(registry.find("head", model.head)):
-            _check_head(learner.head, features, labels, ways)
+            full = features.to(torch.get_default_dtype())  # less, under autocast
+            _check_head(learner.head, full, labels, ways)
 
 
 class _BrokenError(Exception):

@@ -58,7 +58,7 @@ class PrototypeHead(Head):
     ) -> FastWeights:
         """Weight (N, F) and bias (N,); the meta-gradient flows on into the support features."""
         assert support_features is not None  # needs_support
-        # Under --precision bfloat16 features are of that type, and weights that adapt must not be.
+        # Weights that adapt are of the head's own type, whatever the features come in.
         z = support_features.to(self.log_scale.dtype)
         c = prototypes(z, support_labels, ways)
         scale = self.log_scale.exp()
