@@ -335,6 +335,11 @@ def _record_start(
             console.warn(warning)
         write_atomically(run.config, trainer.settings.to_toml().encode())
         before = read_json(run.environment) or facts
+        if before.get("threads") != now["threads"]:
+            console.warn(
+                f"the run was begun with {before.get('threads')} threads, now there are "
+                f"{now['threads']}: it is the same but for rounding (OMP_NUM_THREADS sets them)"
+            )
         earlier = before.get("resumed")
         again = earlier if isinstance(earlier, list) else []
         facts = before | {"resumed": [*again, now | {"after_iteration": trainer.iteration}]}

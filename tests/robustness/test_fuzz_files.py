@@ -19,7 +19,7 @@ from hidra_cli.checkpoints import Checkpoint, checkpoint_bytes, load_checkpoint
 from hidra_cli.classifiers import CLASSIFIER_FORMAT, load_classifier
 from hidra_cli.errors import HidraError
 from hidra_cli.runs import RunDir
-from hidra_cli.store.reader import SEAL_BYTES, open_store
+from hidra_cli.store.reader import SEAL_BYTES, PreparedImages, open_store
 
 from ..conftest import TINY_DATA, Hidra
 from .tools import assert_told
@@ -220,9 +220,9 @@ def test_a_classifier_is_used_or_refused(
 
 @CASES
 def test_a_prepared_file_is_whole_or_refused(
-    hidra: Hidra, cache_dir: Path, tmp_path: Path, cases: int
+    hidra: Hidra, tiny_images: PreparedImages, tmp_path: Path, cases: int
 ) -> None:
-    (source,) = (cache_dir / "stores").glob("*.h5")
+    source = tiny_images.path
     content, path = source.read_bytes(), tmp_path / "handed.h5"
     whole = open_store(source, "glyphs").content_hash
     for case in range(cases):

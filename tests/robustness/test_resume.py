@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -180,8 +181,6 @@ class RunResult:
 
     @staticmethod
     def of(content: bytes) -> dict[str, Any]:
-        import json
-
         return dict(json.loads(content))
 
 
@@ -286,6 +285,15 @@ def test_other_images_are_refused(tiny_images: PreparedImages, place: Place) -> 
         MetaTrainer(settings_of(), other, CPU).restore(checkpoint)
 
 
+def test_another_number_of_threads_is_told_of(place: Place) -> None:
+    run = place.train("mine", 3)
+    facts = RunResult.of(run.environment.read_bytes())
+    run.environment.write_text(json.dumps(facts | {"threads": 77}))
+    done = place.resume("mine", "--iterations=4")
+    assert done.code == 0
+    assert "77 threads" in done.err
+
+
 def test_what_was_resumed_where_is_recorded(place: Place) -> None:
     run = place.train("mine", 3)
     assert place.resume("mine", "--iterations=4").code == 0
@@ -309,7 +317,8 @@ def wait_for_rows(run: RunDir, number: int) -> None:
 def test_a_run_stopped_by_a_signal_goes_on_as_if_it_had_not_been(
     place: Place, cache_dir: Path
 ) -> None:
-    process = start("meta-train", *LONG, "--cache-dir", cache_dir, "--runs-dir", place.runs)
+    same = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums differ with their order
+    process = start("meta-train", *LONG, "--cache-dir", cache_dir, "--runs-dir", place.runs, **same)
     run = RunDir(place.runs / "long")
     wait_for_rows(run, 3)
     process.send_signal(signal.SIGTERM)
