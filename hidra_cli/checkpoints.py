@@ -196,7 +196,7 @@ def incomplete(checkpoint: Checkpoint, exc: Exception) -> DataError:
 
 def restore_error(checkpoint: Checkpoint, why: str) -> RunError:
     """A checkpoint whose weights do not fit what its settings build."""
-    recorded = checkpoint.meta["plugins"].values()
+    recorded = [checkpoint.meta["plugins"][kind] for kind in ("backbone", "head")]
     versions = {f"{p['distribution']}=={p['version']}": None for p in recorded}
     return RunError(
         f"the weights in {checkpoint.path} do not fit the model its settings describe",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hidra_cli.checkpoints import Checkpoint, checkpoint_bytes, load_checkpoint
-from hidra_cli.classifiers import CLASSIFIER_FORMAT, load_classifier
+from hidra_cli.classifiers import CLASSIFIER_FORMAT, load_base, load_classifier
 from hidra_cli.errors import HidraError
 from hidra_cli.runs import RunDir
 from hidra_cli.store.reader import SEAL_BYTES, PreparedImages, open_store
@@ -99,8 +99,8 @@ def with_another_tensor(tensors: dict[str, Tensor], draw: random.Random) -> dict
         lambda: tensor[None],
         lambda: tensor.double(),
         lambda: tensor.to(torch.uint8),
-        lambda: torch.full_like(tensor, float("nan")),
-        lambda: torch.full_like(tensor, 3e38),
+        lambda: torch.full(tensor.shape, float("nan")),
+        lambda: torch.full(tensor.shape, 3e38),
         lambda: torch.zeros(0),
         lambda: torch.zeros(7, 7),
     ])  # fmt: skip
@@ -205,6 +205,9 @@ def test_a_classifier_is_used_or_refused(
         draw = random.Random(case)
         path.write_bytes(hostile(whole, draw) if sealed else mutated(content, draw))
         begun = time.monotonic()
+        grown, error = tried(lambda: load_base(path, torch.device("cpu")))
+        assert grown is None or grown[1].images.shape[1:] == images.shape[1:]
+        assert error is None or error.code in (1, 2, 3, 4)
         classifier, error = tried(lambda: load_classifier(path, torch.device("cpu")))
         if classifier is not None:
             answer = classifier.probabilities(images)
