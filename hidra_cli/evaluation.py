@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hidra_cli.console import Advance
+from hidra_cli.console import Advance, Console
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import accuracy
 from hidra_cli.engine.tasks import Task
@@ -136,6 +136,37 @@ def evaluate_cell(
         if advance is not None:
             advance(len(found))
     return Cell(contender.name, contender.normalization, ways, shots, np.array(found))
+
+
+def evaluate_plan(
+    plan: Sequence[tuple[Contender, int]],
+    images: PreparedImages,
+    sampler: EpisodeSampler,
+    *,
+    episodes: int,
+    device: torch.device,
+    console: Console,
+    every_step: bool = True,
+) -> list[Cell]:
+    """Each contender at each number of ways, at all shots of the sampler: the same episodes."""
+    cells = []
+    for contender, ways in plan:
+        for shots in sampler.shots:
+            what = f"{contender.name}, {ways} ways, {shots} shots"
+            with console.progress(what, episodes) as advance:
+                cell = evaluate_cell(
+                    contender,
+                    images,
+                    sampler,
+                    ways=ways,
+                    shots=shots,
+                    episodes=episodes,
+                    device=device,
+                    every_step=every_step,
+                    advance=advance,
+                )
+            cells.append(cell)
+    return cells
 
 
 def compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:

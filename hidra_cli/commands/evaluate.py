@@ -129,26 +129,16 @@ def _evaluate_all(
 ) -> list[Cell]:
     """Every contender at every number of ways and shots it can do, on the same episodes."""
     from hidra_cli.episodes import EpisodeSampler
-    from hidra_cli.evaluation import evaluate_cell
+    from hidra_cli.evaluation import evaluate_plan
 
-    plan = _plan(contenders, ways, images.image_shape, console)
-    sampler = EpisodeSampler(table, ways, shots, queries, seed)
-    cells = []
-    for contender, n in plan:
-        for k in shots:
-            with console.progress(f"{contender.name}, {n} ways, {k} shots", episodes) as advance:
-                cell = evaluate_cell(
-                    contender,
-                    images,
-                    sampler,
-                    ways=n,
-                    shots=k,
-                    episodes=episodes,
-                    device=device,
-                    advance=advance,
-                )
-            cells.append(cell)
-    return cells
+    return evaluate_plan(
+        _plan(contenders, ways, images.image_shape, console),
+        images,
+        EpisodeSampler(table, ways, shots, queries, seed),
+        episodes=episodes,
+        device=device,
+        console=console,
+    )
 
 
 def _describe(model: TrainedModel) -> dict[str, Any]:

@@ -351,27 +351,22 @@ def _test(
     run: RunDir, trainer: MetaTrainer, sampler: EpisodeSampler, console: Console
 ) -> list[dict[str, Any]]:
     """Test the best checkpoint over ways: the table that ends a run."""
-    from hidra_cli.evaluation import evaluate_cell, percent
+    from hidra_cli.evaluation import evaluate_plan, percent
     from hidra_cli.models import load_model
 
     settings, (shots,) = trainer.settings, sampler.shots
     model = load_model(run.path, trainer.device)
     episodes = settings.outer.test_episodes
-    cells = []
-    for ways in sampler.ways:
-        with console.progress(f"testing {ways} ways", episodes) as advance:
-            cell = evaluate_cell(
-                model,
-                trainer.images,
-                sampler,
-                ways=ways,
-                shots=shots,
-                episodes=episodes,
-                device=trainer.device,
-                every_step=False,
-                advance=advance,
-            )
-        cells.append(cell.to_json())
+    found = evaluate_plan(
+        [(model, ways) for ways in sampler.ways],
+        trainer.images,
+        sampler,
+        episodes=episodes,
+        device=trainer.device,
+        console=console,
+        every_step=False,
+    )
+    cells = [cell.to_json() for cell in found]
     console.table(
         f"Test accuracy of {settings.model.head} on {trainer.images.dataset}, {shots}-shot, "
         f"{episodes} episodes, {settings.model.normalization} normalization",

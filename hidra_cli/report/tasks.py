@@ -15,7 +15,7 @@ from PIL import Image
 from hidra_cli.adaptation import adapt_task
 from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.errors import DataError
-from hidra_cli.evaluation import Cell, evaluate_cell
+from hidra_cli.evaluation import Cell, evaluate_plan
 from hidra_cli.models import TrainedModel
 from hidra_cli.report.facts import clipped
 from hidra_cli.store.decode import UInt8
@@ -125,21 +125,15 @@ def measure(
     shots = min(min(model.settings.tasks.shots) for model, _ in plan)
     ways = sorted({n for _, n in plan})
     sampler = _sampler(images.table("test"), ways, shots)
-    cells = []
-    for model, n in plan:
-        with console.progress(f"{model.name}, {n} ways", episodes) as advance:
-            cell = evaluate_cell(
-                model,
-                images,
-                sampler,
-                ways=n,
-                shots=shots,
-                episodes=episodes,
-                device=device,
-                every_step=False,
-                advance=advance,
-            )
-        cells.append(cell)
+    cells = evaluate_plan(
+        plan,
+        images,
+        sampler,
+        episodes=episodes,
+        device=device,
+        console=console,
+        every_step=False,
+    )
     return cells, sampler.queries
 
 
