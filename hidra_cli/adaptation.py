@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hidra_cli.engine.devices import memory_errors
@@ -78,7 +77,7 @@ def adapt_task(model: TrainedModel, task: Task) -> Adapted:
                     correct = labelled_right(learner.query_logits(weights, task), task.query_labels)
                 support = learner.support_logits(weights, task)
             accuracies.append(correct.double().mean().item())
-            losses.append(F.cross_entropy(support, task.support_labels).item())
+            losses.append(learner.loss(support, task.support_labels).item())
     labels = task.query_labels
     per_class = [correct[labels == n].double().mean().item() for n in range(task.ways)]
     return Adapted(weights, accuracies, losses, per_class)

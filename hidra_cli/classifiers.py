@@ -18,6 +18,7 @@ from hidra_cli.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from hidra_cli.engine import losses
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.normalization import EpisodeNorm
@@ -62,7 +63,8 @@ class Classifier:
     def probabilities(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W) in [0, 1] → class probabilities (n, N)."""
         features = self.learner.features(self.weights.body, images)
-        return self.learner.head.logits(self.weights.head, features).float().softmax(1)
+        logits = self.learner.head.logits(self.weights.head, features).float()
+        return losses.probabilities(self.learner.loss_name, logits)
 
     def predict(
         self, paths: Sequence[Path], batch: int = 64

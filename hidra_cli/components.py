@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hidra_cli import registry
 from hidra_cli.api.data import Dataset
 from hidra_cli.errors import DataError, HidraError, PluginError, UsageError
-from hidra_cli.settings import DatasetSettings, ModelSettings, Settings, plugin_options
+from hidra_cli.settings import DatasetSettings, Settings, plugin_options
 from hidra_cli.store.paths import StoreKey
 
 if TYPE_CHECKING:
@@ -53,14 +53,7 @@ def choose_dataset(settings: DatasetSettings) -> DatasetChoice:
     return DatasetChoice(plugin, dataset, key, source)
 
 
-def build_learner(
-    model: ModelSettings,
-    image_shape: tuple[int, int, int],
-    max_ways: int,
-    *,
-    seed: int,
-    precision: str = "float32",
-) -> Learner:
+def build_learner(settings: Settings, image_shape: tuple[int, int, int], max_ways: int) -> Learner:
     """Resolve and build backbone and head on the CPU, each from its own stream of the seed.
 
     Two heads with one seed therefore start from the same backbone.
@@ -73,8 +66,10 @@ def build_learner(
 
     from hidra_cli.engine.learner import Learner
     from hidra_cli.engine.normalization import norm_factory
+    from hidra_cli.engine.rates import LearnedRates
     from hidra_cli.streams import stream_key
 
+    model, inner, seed = settings.model, settings.inner, settings.run.seed
     factory, episode = norm_factory(model.normalization)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(seed, "backbone"))
@@ -89,7 +84,13 @@ def build_learner(
         torch.manual_seed(stream_key(seed, "head"))
         plugin, component, options = _chosen("head", model.head, model.head_options)
         head = build(plugin, component, backbone.features, max_ways, **options)
-    return Learner(backbone, head, episode, model.normalization, precision)  # type: ignore[arg-type]
+        rates = None
+        if inner.rates == "learned":
+            names = [name for name, _ in backbone.named_parameters()]
+            rates = LearnedRates(inner.steps, names, inner.inner_lr)
+    return Learner(
+        backbone, head, episode, model.normalization, settings.run.precision, model.loss, rates
+    )
 
 
 def build(plugin: registry.Plugin, component: type[Any], *args: Any, **options: Any) -> Any:

@@ -137,7 +137,7 @@ def restore_learner(
     if normalization is not None:
         model = settings.model.model_copy(update={"normalization": normalization})
         settings = settings.model_copy(update={"model": model})
-    learner = _build(settings, image_shape, max_ways)
+    learner = build_learner(settings, image_shape, max_ways)
     load_weights(learner, checkpoint)
     return settings, image_shape, max_ways, learner
 
@@ -163,7 +163,7 @@ def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], i
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
         raise incomplete(checkpoint, exc) from exc
     with contextlib.suppress(PluginError), torch.device("meta"):  # not every plugin can do without
-        expected = _sizes(_build(settings, (c, h, w), max_ways).state_dict())
+        expected = _sizes(build_learner(settings, (c, h, w), max_ways).state_dict())
         held = _sizes(checkpoint.part("model"))
         for name in sorted(expected.keys() | held.keys()):
             if expected.get(name) != held.get(name):
@@ -174,16 +174,6 @@ def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], i
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _build(settings: Settings, image_shape: tuple[int, int, int], max_ways: int) -> Learner:
-    return build_learner(
-        settings.model,
-        image_shape,
-        max_ways,
-        seed=settings.run.seed,
-        precision=settings.run.precision,
-    )
 
 
 def _require_plugins(checkpoint: Checkpoint) -> None:

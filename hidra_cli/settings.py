@@ -138,13 +138,18 @@ class TaskSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """Backbone, head, and the normalization every layer of the backbone gets."""
+    """Backbone, head, and the normalization every layer of the backbone gets.
+
+    `loss` is what outputs are fitted to, in the inner and the outer loop: "softmax" for classes
+    that exclude each other, "sigmoid" one yes or no per class, "mse" squared error.
+    """
 
     backbone: str = "conv4"
     backbone_options: dict[str, Any] = Field(default_factory=dict)
     head: str = "hidra"
     head_options: dict[str, Any] = Field(default_factory=dict)
     normalization: Literal["support", "transductive", "none"] = "support"
+    loss: Literal["softmax", "sigmoid", "mse"] = "softmax"
 
 
 class InnerSettings(_Section):
@@ -152,14 +157,19 @@ class InnerSettings(_Section):
 
     `head_lr` "by-ways" multiplies the head's rate by N/5: the head's gradient shrinks like 1/N
     under mean cross-entropy, so a fixed rate is a different effective step at every N.
+    `rates` "learned" makes the rate of every layer and step a meta-parameter that starts at
+    `inner_lr` (LSLR, Antoniou et al. 2019). `order` 2 begins at iteration `second_order_from`,
+    after cheaper steps of order 1 (also theirs).
     """
 
     steps: int = Field(1, ge=0, le=1000)
     test_steps: int | None = Field(None, ge=0, le=10_000)
     inner_lr: float = Field(0.4, gt=0)
     head_lr: Literal["by-ways", "fixed"] = "by-ways"
+    rates: Literal["given", "learned"] = "given"
     adapt: Literal["all", "head", "body"] = "all"
     order: Literal[1, 2] = 2
+    second_order_from: int = Field(0, ge=0, le=MOST_STEPS)
 
     @property
     def steps_at_test(self) -> int:
@@ -171,12 +181,16 @@ class OuterSettings(_Section):
     """Meta-training: Adam on the query loss of adapted weights.
 
     `schedule` "cosine" lets the outer rate fall to zero over the run (Loshchilov & Hutter 2017, as
-    in MAML++, without restarts).
+    in MAML++, without restarts), that of learned inner rates, `rates_lr`, alike. Until iteration
+    `multi_step` the query losses after all inner steps count, the earlier ones less and less, from
+    equal shares to none (the multi-step loss of MAML++).
     """
 
     iterations: int = Field(500, ge=1, le=MOST_STEPS)
     meta_batch: int = Field(4, ge=1, le=100_000)
     outer_lr: float = Field(1e-3, gt=0)
+    rates_lr: float = Field(1e-2, gt=0)
+    multi_step: int = Field(0, ge=0, le=MOST_STEPS)
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float = Field(10.0, ge=0)
     validate_every: int = Field(100, ge=1, le=MOST_STEPS)

@@ -9,7 +9,7 @@ import contextlib
 import math
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +28,7 @@ from hidra_cli.components import build_learner, check_head_can, used_plugins
 from hidra_cli.console import Advance, Console
 from hidra_cli.contracts import check_learner
 from hidra_cli.engine.devices import memory_errors
-from hidra_cli.engine.inner_loop import Outcome, adapted, meta_gradient, query_accuracy
+from hidra_cli.engine.inner_loop import InnerLoop, Outcome, adapted, meta_gradient, query_accuracy
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.tasks import TaskBatch
 from hidra_cli.episodes import EpisodeSampler
@@ -38,7 +38,7 @@ from hidra_cli.files import write_atomically
 from hidra_cli.interrupts import stop_requests
 from hidra_cli.models import inner_loop
 from hidra_cli.runs import MetricsFile, RunDir
-from hidra_cli.settings import Settings
+from hidra_cli.settings import OuterSettings, Settings
 from hidra_cli.store.reader import ClassTable, PreparedImages
 from hidra_cli.streams import stream_key
 
@@ -118,17 +118,11 @@ class MetaTrainer:
         self.validation_episodes = EpisodeSampler(
             validation, self.validation_ways, tasks.shots, tasks.queries, seed
         )
-        learner = build_learner(
-            settings.model,
-            images.image_shape,
-            max(tasks.ways),
-            seed=seed,
-            precision=settings.run.precision,
-        )
+        learner = build_learner(settings, images.image_shape, max(tasks.ways))
         check_learner(learner, settings.model, images.image_shape, min(tasks.ways))
         self.learner: Learner = learner.to(device)
-        self.names, parameters = zip(*self.learner.named_parameters(), strict=True)
-        self.optimizer = torch.optim.Adam(parameters, lr=settings.outer.outer_lr)
+        self.names = [name for name, _ in self.learner.named_parameters()]
+        self.optimizer = torch.optim.Adam(_parameter_groups(self.learner, settings.outer))
         self.plugins = used_plugins(settings)
         self.iteration = 0
         self.best: Validation | None = None
@@ -165,12 +159,26 @@ class MetaTrainer:
             raise incomplete(checkpoint, exc) from exc
 
     @property
-    def outer_lr(self) -> float:
-        """Adam's rate for the next step."""
+    def outer_scale(self) -> float:
+        """What Adam's rates are multiplied by for the next step."""
         outer = self.settings.outer
         if outer.schedule == "constant":
-            return outer.outer_lr
-        return outer.outer_lr * 0.5 * (1 + math.cos(math.pi * self.iteration / outer.iterations))
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * self.iteration / outer.iterations))
+
+    @property
+    def inner_now(self) -> InnerLoop:
+        """The inner loop of the next step: order and multi-step loss follow the iteration."""
+        steps, until = self.inner.steps, self.settings.outer.multi_step
+        inner = self.inner
+        if self.iteration < self.settings.inner.second_order_from:
+            inner = replace(inner, order=1)
+        if self.iteration < until and steps > 1:
+            earlier = (1 - self.iteration / until) / steps
+            inner = replace(
+                inner, shares=(0.0, *[earlier] * (steps - 1), 1 - earlier * (steps - 1))
+            )
+        return inner
 
     def step(self, shape: tuple[int, int] | None = None) -> Step:
         """One outer step. One that is not finite changes nothing but the counters.
@@ -197,7 +205,7 @@ class MetaTrainer:
         if step.finite:
             self._whole = False
             for group in self.optimizer.param_groups:
-                group["lr"] = self.outer_lr
+                group["lr"] = self.outer_scale * group["initial_lr"]
             self.optimizer.step()
             self.learner.head.after_outer_step(ways)
             self.skipped_in_a_row = 0
@@ -212,7 +220,7 @@ class MetaTrainer:
 
     def _gradient(self, batch: TaskBatch) -> Outcome:
         self.optimizer.zero_grad(set_to_none=True)
-        return meta_gradient(self.learner, batch, self.inner)
+        return meta_gradient(self.learner, batch, self.inner_now)
 
     def validate(self) -> Validation:
         """Accuracy over the same validation episodes every time."""
@@ -413,6 +421,17 @@ class MetaTrainer:
             if not (math.isfinite(outcome.loss) and math.isfinite(self._clip(0))):
                 return index, outcome.loss
         return None
+
+
+def _parameter_groups(learner: Learner, outer: OuterSettings) -> list[dict[str, Any]]:
+    """The meta-parameters and their rates, in the order of `named_parameters`.
+
+    Learned inner rates are last, and move at a rate of their own.
+    """
+    rates = [] if learner.rates is None else list(learner.rates.parameters())
+    others = list(learner.parameters())[: -len(rates) or None]
+    groups = [(others, outer.outer_lr), (rates, outer.rates_lr)]
+    return [{"params": group, "lr": lr, "initial_lr": lr} for group, lr in groups if group]
 
 
 def _ways_within(table: ClassTable, wanted: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,6 +14,12 @@ from torch import Tensor, nn
 
 from hidra_cli.api import FastWeights, Head
 
+Prior = Annotated[
+    bool,
+    "add log(1/(N−1)), the log-odds of one class among N, to the starting biases: "
+    "for --loss sigmoid; under softmax it changes nothing",
+]
+
 
 class _Linear(Head):
     """N neurons; fast weights are `weight` (N, F) and `bias` (N,)."""
@@ -29,6 +35,7 @@ class Hidra(_Linear):
 
     HIDRA, Drumond et al., arXiv 1910.12749. Under softmax cross-entropy the master's value
     cancels (all its copies move every logit alike); what helps is that the neurons are identical.
+    Under sigmoid and squared error its value counts.
     """
 
     identical_neurons = True
@@ -43,13 +50,21 @@ class Hidra(_Linear):
             "how the master learns: by the gradient through all its copies, or by averaging "
             "the outer steps of one slot per way (the authors' code)",
         ] = "tied",
+        start: Annotated[
+            Literal["xavier", "zero"], "how the master starts; zero is the better under sigmoid"
+        ] = "xavier",
+        prior: Prior = False,
     ) -> None:
         super().__init__(features, max_ways)
         self.master_update = master
-        weight = nn.init.xavier_uniform_(torch.empty(1, features))
+        self.prior = prior
+        weight = torch.zeros(1, features)
+        if start == "xavier":
+            nn.init.xavier_uniform_(weight)
         if master == "tied":
             self.master_weight = nn.Parameter(weight)
             self.master_bias = nn.Parameter(torch.zeros(1))
+            self.common_parameters = ("master_weight", "master_bias")
         else:
             # Every slot holds the master's value between outer steps; as rows of one parameter
             # they get Adam moments of their own.
@@ -64,13 +79,12 @@ class Hidra(_Linear):
         generator: torch.Generator,
     ) -> FastWeights:
         if self.master_update == "tied":
-            return {
-                "weight": self.master_weight.expand(ways, -1),
-                "bias": self.master_bias.expand(ways),
-            }
-        # Beyond the slots of training (at test time), more copies of the master.
-        rows = torch.arange(ways, device=self.slot_weights.device) % self.max_ways
-        return {"weight": self.slot_weights[rows], "bias": self.slot_biases[rows]}
+            weight, bias = self.master_weight.expand(ways, -1), self.master_bias.expand(ways)
+        else:
+            # Beyond the slots of training (at test time), more copies of the master.
+            rows = torch.arange(ways, device=self.slot_weights.device) % self.max_ways
+            weight, bias = self.slot_weights[rows], self.slot_biases[rows]
+        return {"weight": weight, "bias": bias + _prior(ways) if self.prior else bias}
 
     @torch.no_grad()
     def after_outer_step(self, ways: int) -> None:
@@ -102,6 +116,11 @@ class Maml(_Linear):
         generator: torch.Generator,
     ) -> FastWeights:
         return {"weight": self.weight[:ways], "bias": self.bias[:ways]}
+
+
+def _prior(ways: int) -> float:
+    """The log-odds of one class among N, all as frequent; 0 where there is just one output."""
+    return -math.log(ways - 1) if ways > 1 else 0.0
 
 
 class _Fresh(_Linear):
@@ -149,6 +168,10 @@ class Zero(_Fresh):
 
     identical_neurons = True
 
+    def __init__(self, features: int, max_ways: int, *, prior: Prior = False) -> None:
+        super().__init__(features, max_ways)
+        self.prior = prior
+
     def initialize(
         self,
         ways: int,
@@ -156,7 +179,8 @@ class Zero(_Fresh):
         support_labels: Tensor,
         generator: torch.Generator,
     ) -> FastWeights:
+        bias = self.like.new_full((ways,), _prior(ways) if self.prior else 0.0)
         return {
             "weight": self.like.new_zeros(ways, self.features).requires_grad_(),
-            "bias": self.like.new_zeros(ways).requires_grad_(),
+            "bias": bias.requires_grad_(),
         }

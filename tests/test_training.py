@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -103,6 +104,39 @@ def test_the_best_checkpoint_is_the_best_on_validation_not_the_last(
     assert load_checkpoint(run.best).meta["iteration"] == trained.best.iteration == best
     assert load_checkpoint(run.last).meta["iteration"] == 20
     assert load_model(run.path, CPU).meta["iteration"] == best
+
+
+def test_order_and_multi_step_loss_follow_the_iteration(tiny_images: PreparedImages) -> None:
+    settings = settings_of(inner__steps=4, inner__second_order_from=3, outer__multi_step=4)
+    trainer = MetaTrainer(settings, tiny_images, CPU)
+    seen = []
+    for trainer.iteration in range(6):
+        seen.append(trainer.inner_now)
+    assert [inner.order for inner in seen] == [1, 1, 1, 2, 2, 2]
+    assert seen[0].shares == pytest.approx((0, 0.25, 0.25, 0.25, 0.25))
+    assert seen[2].shares == pytest.approx((0, 0.125, 0.125, 0.125, 0.625))
+    assert seen[4].shares is None, "from then on the last step alone counts"
+
+
+def test_learned_rates_move_at_a_rate_of_their_own_and_are_saved(
+    tiny_images: PreparedImages, tmp_path: Path
+) -> None:
+    changes = {"inner__rates": "learned", "inner__steps": 2, "outer__rates_lr": 0.05}
+    trainer, run, _ = train(tiny_images, tmp_path, **changes, outer__schedule="cosine")
+    assert [g["initial_lr"] for g in trainer.optimizer.param_groups] == [1e-3, 0.05]
+    last = trainer.outer_scale
+    assert 0 <= last < 1e-9, "the schedule ends at zero, for both"
+    saved = load_checkpoint(run.last).part("model")
+    assert saved["rates.log_head"].shape == (2,)
+    start = torch.full((), math.log(0.4))
+    assert torch.equal(saved["rates.log_body"][0], start.expand(12)), "no signal, no move"
+    moved = (saved["rates.log_body"][1] - start).abs()
+    assert 1e-3 < moved.max() < 0.05 * 6
+    model = load_model(run.path, CPU)
+    assert model.learner.rates is not None
+    assert torch.equal(
+        model.learner.rates.log_head, load_checkpoint(run.best).part("model")["rates.log_head"]
+    )
 
 
 @pytest.mark.parametrize("head", ["hidra", "maml", "random", "zero"])

@@ -46,18 +46,21 @@ class Head(nn.Module, ABC):
     that adapt within one task are what `initialize` returns. Written for one task; the engine
     runs it over many.
 
-    Class attributes:
+    Attributes, of the class or set by `__init__`:
         api_version: the `API_VERSION` the plugin was written for.
         any_ways: one meta-trained head serves any number of ways; else only `max_ways`.
         needs_support: `initialize` reads the support features.
         identical_neurons: every task starts from N identical output neurons whose logits are
             w·z + b. Under softmax the first inner step then has no gradient for the backbone.
+        common_parameters: names of parameters that move all logits alike, by the same amount.
+            Under softmax their meta-gradient is exactly zero, and the outer loop leaves them alone.
     """
 
     api_version: ClassVar[int]
     any_ways: ClassVar[bool] = True
     needs_support: ClassVar[bool] = False
     identical_neurons: ClassVar[bool] = False
+    common_parameters: tuple[str, ...] = ()
 
     def __init__(self, features: int, max_ways: int) -> None:
         super().__init__()

@@ -28,15 +28,20 @@ _FLAGS = {
     "backbone": "model.backbone",
     "head": "model.head",
     "normalization": "model.normalization",
+    "loss": "model.loss",
     "steps": "inner.steps",
     "test_steps": "inner.test_steps",
     "inner_lr": "inner.inner_lr",
     "head_lr": "inner.head_lr",
+    "rates": "inner.rates",
     "adapt": "inner.adapt",
     "order": "inner.order",
+    "second_order_from": "inner.second_order_from",
     "iterations": "outer.iterations",
     "meta_batch": "outer.meta_batch",
     "outer_lr": "outer.outer_lr",
+    "rates_lr": "outer.rates_lr",
+    "multi_step": "outer.multi_step",
     "schedule": "outer.schedule",
     "clip": "outer.clip",
     "validate_every": "outer.validate_every",
@@ -80,6 +85,9 @@ def meta_train(
     normalization: Annotated[
         str | None, _option("Model", "support, transductive or none. [support]")
     ] = None,
+    loss: Annotated[
+        str | None, _option("Model", "softmax, sigmoid (one-vs-rest) or mse. [softmax]")
+    ] = None,
     steps: Annotated[
         str | None, _option("Inner loop", "Gradient steps on the support set.")
     ] = None,
@@ -90,11 +98,24 @@ def meta_train(
     head_lr: Annotated[
         str | None, _option("Inner loop", "by-ways (rate × N/5) or fixed. [by-ways]")
     ] = None,
+    rates: Annotated[
+        str | None, _option("Inner loop", "given, or learned per layer and step. [given]")
+    ] = None,
     adapt: Annotated[str | None, _option("Inner loop", "all, head or body. [all]")] = None,
     order: Annotated[str | None, _option("Inner loop", "Meta-gradient order, 1 or 2. [2]")] = None,
+    second_order_from: Annotated[
+        str | None, _option("Inner loop", "Iteration at which order 2 begins. [0]")
+    ] = None,
     iterations: Annotated[str | None, _option("Outer loop", "Outer steps.")] = None,
     meta_batch: Annotated[str | None, _option("Outer loop", "Tasks per outer step. [4]")] = None,
     outer_lr: Annotated[str | None, _option("Outer loop", "Adam's rate. [0.001]")] = None,
+    rates_lr: Annotated[
+        str | None, _option("Outer loop", "Adam's rate for learned inner rates. [0.01]")
+    ] = None,
+    multi_step: Annotated[
+        str | None,
+        _option("Outer loop", "Iteration until which all inner steps' losses count. [0]"),
+    ] = None,
     schedule: Annotated[
         str | None, _option("Outer loop", "Of Adam's rate: constant or cosine. [constant]")
     ] = None,

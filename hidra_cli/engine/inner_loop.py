@@ -3,24 +3,24 @@
 This is the readable specification: one task at a time, plain autograd.
 
     φ_0 = (θ, N copies of the master neuron)
-    φ_{i+1} = φ_i − α ∇ L(φ_i; support)
-    minimize over θ and the master:  L(φ_S; query)
+    φ_{i+1} = φ_i − α_i ∇ L(φ_i; support)
+    minimize over θ, the master and, if learned, α:  L(φ_S; query)
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hidra_cli.api import FastWeights
 from hidra_cli.engine.learner import Learner, Weights
+from hidra_cli.engine.rates import Rates
 from hidra_cli.engine.tasks import Task, TaskBatch
 
 # The number of ways at which a rate scaled by the ways equals the rate as given.
@@ -33,12 +33,14 @@ class InnerLoop:
 
     Attributes:
         steps: gradient steps on the support set.
-        inner_lr: α.
+        inner_lr: α, unless the learner has learned rates.
         head_lr: "by-ways" multiplies the head's α by N/5, because its gradient shrinks like 1/N.
         adapt: which part moves.
         order: 2 differentiates through the inner gradients, 1 takes them as constants.
         skip_zeros: leave out the first step's backbone gradient where it is exactly zero
             (identical neurons under softmax); the result is the same.
+        shares: of the query losses after 0, 1, …, S steps in the outer loss (the multi-step loss
+            of MAML++, Antoniou et al. 2019); None means that the last one alone counts.
     """
 
     steps: int
@@ -47,11 +49,17 @@ class InnerLoop:
     adapt: Literal["all", "head", "body"] = "all"
     order: Literal[1, 2] = 2
     skip_zeros: bool = True
+    shares: tuple[float, ...] | None = None
 
-    def rates(self, ways: int) -> tuple[float, float]:
-        """(α of the body, α of the head) for tasks of N ways."""
+    def rates(self, learner: Learner, step: int, ways: int) -> Rates:
+        """α of one step for tasks of N ways."""
+        if learner.rates is not None:
+            rates = learner.rates.at(step)
+        else:
+            names = (name for name, _ in learner.backbone.named_parameters())
+            rates = Rates(dict.fromkeys(names, self.inner_lr), self.inner_lr)
         scale = ways / REFERENCE_WAYS if self.head_lr == "by-ways" else 1.0
-        return self.inner_lr, self.inner_lr * scale
+        return Rates(rates.body, rates.head * scale)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Outcome:
     """Query results of T tasks, means over all their queries.
 
     Attributes:
-        loss: mean query cross-entropy, in nats.
+        loss: mean query loss after the last step (of softmax: cross-entropy, in nats).
         accuracy: in 0..1.
     """
 
@@ -85,7 +93,7 @@ def adapt(
     yield weights
     for step in range(inner.steps if steps is None else steps):
         with torch.enable_grad():
-            loss = F.cross_entropy(learner.support_logits(weights, task), task.support_labels)
+            loss = learner.loss(learner.support_logits(weights, task), task.support_labels)
             weights = _descend(learner, weights, loss, inner, task.ways, step, meta)
         yield weights
 
@@ -109,7 +117,7 @@ def _descend(
 ) -> Weights:
     """One step of gradient descent: φ − α ∇ loss, for the part that adapts."""
     # With identical neurons the first step has no gradient for the backbone: exact, no shortcut.
-    body_is_still = inner.skip_zeros and step == 0 and learner.head.identical_neurons
+    body_is_still = inner.skip_zeros and step == 0 and learner.symmetric
     body = {} if inner.adapt == "head" or body_is_still else weights.body
     head = {} if inner.adapt == "body" else weights.head
     moving = [*body.values(), *head.values()]
@@ -117,17 +125,19 @@ def _descend(
     if not moving:
         return weights
     gradients = torch.autograd.grad(loss, moving, create_graph=meta and inner.order == 2)
-    body_lr, head_lr = inner.rates(ways)
+    rates = inner.rates(learner, step, ways)
     moved = Weights(
-        weights.body | _minus(body, gradients[: len(body)], body_lr),
-        weights.head | _minus(head, gradients[len(body) :], head_lr),
+        weights.body | _minus(body, gradients[: len(body)], rates.body),
+        weights.head | _minus(head, gradients[len(body) :], dict.fromkeys(head, rates.head)),
     )
     return moved if meta else moved.detached()
 
 
-def _minus(weights: FastWeights, gradients: tuple[Tensor, ...], rate: float) -> FastWeights:
+def _minus(
+    weights: FastWeights, gradients: tuple[Tensor, ...], rates: Mapping[str, float | Tensor]
+) -> FastWeights:
     return {
-        name: value - rate * gradient
+        name: value - rates[name] * gradient
         for (name, value), gradient in zip(weights.items(), gradients, strict=True)
     }
 
@@ -140,12 +150,27 @@ def meta_gradient(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> Outco
     losses, accuracies = [], []
     for index in range(len(batch)):
         task = batch.task(index)
-        logits = learner.query_logits(adapted(learner, task, inner, meta=True), task)
-        loss = F.cross_entropy(logits, task.query_labels)
-        (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.item())
+        outer, last, logits = _query_loss(learner, task, inner)
+        (outer / len(batch)).backward()  # type: ignore[no-untyped-call]
+        losses.append(last.item())
         accuracies.append(accuracy(logits, task.query_labels))
+    for parameter in learner.inert_parameters():
+        # Zero but for rounding, which Adam would divide by its own size: a random walk.
+        parameter.grad = None
     return Outcome(fmean(losses), fmean(accuracies))
+
+
+def _query_loss(learner: Learner, task: Task, inner: InnerLoop) -> tuple[Tensor, Tensor, Tensor]:
+    """The outer loss of one task; the query loss and logits after the last step."""
+    shares = inner.shares or (*(0.0,) * inner.steps, 1.0)
+    outer: Tensor | float = 0.0
+    for share, weights in zip(shares, adapt(learner, task, inner, meta=True), strict=True):
+        if share:
+            logits = learner.query_logits(weights, task)
+            last = learner.loss(logits, task.query_labels)
+            outer = outer + share * last
+    assert isinstance(outer, Tensor)
+    return outer, last, logits
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hidra_cli.api import Backbone, FastWeights, Head
+from hidra_cli.engine import losses
+from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.normalization import Episode, Mode
+from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.tasks import Task
 
 Precision = Literal["float32", "bfloat16"]
@@ -47,6 +50,8 @@ class Learner(nn.Module):
         episode: the state that the backbone's normalization layers share.
         normalization: the mode those layers were built for.
         precision: "bfloat16" runs forward passes under autocast; weights stay float32.
+        loss: what the outputs are fitted to, within a task and over tasks.
+        rates: inner rates that are learned; None where they are given.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class Learner(nn.Module):
         episode: Episode,
         normalization: Mode,
         precision: Precision = "float32",
+        loss: LossName = "softmax",
+        rates: LearnedRates | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -63,10 +70,27 @@ class Learner(nn.Module):
         self.episode = episode
         self.normalization = normalization
         self.precision = precision
+        self.loss_name = loss
+        self.rates = rates
 
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether neurons start identical under softmax, so that what they share is inert."""
+        return self.head.identical_neurons and self.loss_name == "softmax"
+
+    def inert_parameters(self) -> Iterator[nn.Parameter]:
+        """Meta-parameters whose gradient is exactly zero: they move all logits alike."""
+        if self.loss_name == "softmax":
+            for name in self.head.common_parameters:
+                yield self.head.get_parameter(name)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of outputs (n, N) for labels (n,) or values (n, N)."""
+        return losses.loss(self.loss_name, outputs, targets)
 
     def initial_weights(self, task: Task) -> Weights:
         """Where the task starts: the backbone's own weights, and the head's for N ways."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hidra_cli.engine.inner_loop import InnerLoop, adapt, meta_gradient
 from hidra_cli.engine.learner import Learner, Weights
+from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.tasks import Task, TaskBatch
 
 from .tools import HEADS, Mode, make_batch, make_learner
@@ -35,7 +37,7 @@ def query_loss(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> float:
     for task in map(batch.task, range(len(batch))):
         *_, weights = adapt(learner, task, inner, meta=False)
         with torch.no_grad():
-            total += F.cross_entropy(learner.query_logits(weights, task), task.query_labels).item()
+            total += learner.loss(learner.query_logits(weights, task), task.query_labels).item()
     return total / len(batch)
 
 
@@ -57,8 +59,28 @@ def moved_loss(learner: Learner, batch: TaskBatch, moves: list[Weights]) -> floa
                 {name: value + move.body[name] for name, value in start.body.items()},
                 {name: value + move.head[name] for name, value in start.head.items()},
             )
-            total += F.cross_entropy(learner.query_logits(weights, task), task.query_labels).item()
+            total += learner.loss(learner.query_logits(weights, task), task.query_labels).item()
     return total / len(batch)
+
+
+def assert_equals_differences(
+    learner: Learner, exact: dict[str, Tensor], loss: Callable[[], float]
+) -> None:
+    """Compare a gradient with central differences of its loss, along one direction each."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in learner.named_parameters():
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        direction /= direction.norm()
+        start, size = parameter.detach().clone(), 2e-6
+        values = []
+        for sign in (1, -1):
+            parameter.data = start + sign * size * direction
+            values.append(loss())
+        parameter.data = start
+        numeric = (values[0] - values[1]) / (2 * size)
+        analytic = (exact[name] * direction).sum().item()
+        scale = exact[name].norm().item()  # a direction may be orthogonal to the gradient
+        assert abs(numeric - analytic) <= 1e-6 * scale + 1e-9, name
 
 
 @every_head
@@ -78,20 +100,36 @@ def test_equals_central_finite_differences(
             return moved_loss(learner, batch, moves)
         return query_loss(learner, batch, inner)
 
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in learner.named_parameters():
-        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        direction /= direction.norm()
-        start, size = parameter.detach().clone(), 2e-6
-        values = []
-        for sign in (1, -1):
-            parameter.data = start + sign * size * direction
-            values.append(loss())
-        parameter.data = start
-        numeric = (values[0] - values[1]) / (2 * size)
-        analytic = (exact[name] * direction).sum().item()
-        scale = exact[name].norm().item()  # a direction may be orthogonal to the gradient
-        assert abs(numeric - analytic) <= 1e-6 * scale + 1e-9, name
+    assert_equals_differences(learner, exact, loss)
+
+
+@every_head
+@pytest.mark.parametrize("loss", ["sigmoid", "mse"])
+def test_other_losses_equal_central_finite_differences(head: str, loss: LossName) -> None:
+    learner, batch, inner = make_learner(head, loss=loss), make_batch(), InnerLoop(2, 0.1)
+    exact = gradients(learner, batch, inner)
+    assert_equals_differences(learner, exact, lambda: query_loss(learner, batch, inner))
+
+
+@every_head
+@every_mode
+def test_learned_rates_equal_central_finite_differences(head: str, mode: Mode) -> None:
+    learner = make_learner(head, normalization=mode, learned_steps=2)
+    batch, inner = make_batch(), InnerLoop(2, RATE)
+    exact = gradients(learner, batch, inner)
+    assert exact["rates.log_head"].abs().min() > 1e-6
+    assert exact["rates.log_body"][1].abs().min() > 0
+    assert_equals_differences(learner, exact, lambda: query_loss(learner, batch, inner))
+
+
+@every_order
+def test_the_multi_step_loss_is_the_sum_of_its_steps(order: Literal[1, 2]) -> None:
+    learner, batch, shares = make_learner("maml"), make_batch(), (0.0, 0.2, 0.3, 0.5)
+    together = gradients(learner, batch, InnerLoop(3, RATE, order=order, shares=shares))
+    parts = [gradients(learner, batch, InnerLoop(step, RATE, order=order)) for step in range(4)]
+    for name, gradient in together.items():
+        expected = sum(share * part[name] for share, part in zip(shares, parts, strict=True))
+        assert torch.allclose(gradient, torch.as_tensor(expected), rtol=1e-9, atol=1e-12), name
 
 
 def reference_gradient(
@@ -188,9 +226,15 @@ def test_only_the_chosen_part_adapts(part: Literal["head", "body"]) -> None:
 
 
 def test_the_heads_rate_grows_with_the_ways_unless_fixed() -> None:
-    assert InnerLoop(1, 0.4).rates(10) == (0.4, 0.8)
-    assert InnerLoop(1, 0.4).rates(5) == (0.4, 0.4)
-    assert InnerLoop(1, 0.4, head_lr="fixed").rates(10) == (0.4, 0.4)
+    learner = make_learner()
+
+    def rates(ways: int, **options: Any) -> tuple[set[Any], Any]:
+        found = InnerLoop(1, 0.4, **options).rates(learner, 0, ways)
+        return set(found.body.values()), found.head
+
+    assert rates(10) == ({0.4}, 0.8)
+    assert rates(5) == ({0.4}, 0.4)
+    assert rates(10, head_lr="fixed") == ({0.4}, 0.4)
 
 
 def test_no_steps_leave_the_start() -> None:

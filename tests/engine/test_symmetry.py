@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hidra_cli.engine.inner_loop import InnerLoop, adapt, meta_gradient
 from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.tasks import Task
 
 from .tools import Mode, make_batch, make_learner
@@ -68,11 +69,14 @@ def test_the_meta_gradient_does_not_depend_on_the_master_and_its_own_is_zero(
     for scale in (0.1, 2.0):
         learner = make_learner("hidra", ways=ways, normalization=mode)
         set_master(learner, scale, seed=3)
+        master = learner.head.get_parameter("master_weight")
+        seen: list[Tensor] = []
+        master.register_hook(seen.append)  # type: ignore[no-untyped-call]
         meta_gradient(learner, batch, inner)
         found.append([p.grad for p in learner.backbone.parameters()])
-        for parameter in learner.head.parameters():
-            assert parameter.grad is not None
-            assert parameter.grad.abs().max() <= 1e-10
+        assert len(seen) == len(batch)
+        assert max(gradient.abs().max().item() for gradient in seen) <= 1e-10
+        assert all(p.grad is None for p in learner.head.parameters()), "rounding is left out"
     for first, second in zip(*found, strict=True):
         assert first is not None
         assert second is not None
@@ -159,3 +163,49 @@ def test_in_transductive_mode_queries_see_each_other() -> None:
         together = learner.query_logits(weights, task)
         alone = learner.query_logits(weights, replace(task, query_images=task.query_images[:2]))
     assert (alone - together[:2]).abs().max() > 1e-3
+
+
+def test_exact_zeros_stay_zero_over_a_hundred_outer_steps() -> None:
+    """In float32, where Adam would make a random walk out of the rounding noise."""
+    learner = make_learner("hidra", learned_steps=2, dtype=torch.float32)
+    assert learner.rates is not None
+    master = {n: p.detach().clone() for n, p in learner.head.named_parameters()}
+    rates = learner.rates.log_body.detach().clone()
+    backbone = [p.detach().clone() for p in learner.backbone.parameters()]
+    optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
+    for seed in range(100):
+        optimizer.zero_grad(set_to_none=True)
+        meta_gradient(learner, make_batch(seed=seed, dtype=torch.float32), InnerLoop(2, 0.3))
+        optimizer.step()
+    for name, parameter in learner.head.named_parameters():
+        assert torch.equal(parameter, master[name]), name
+    assert torch.equal(learner.rates.log_body[0], rates[0]), "the first step's backbone rates"
+    assert not torch.equal(learner.rates.log_body[1], rates[1])
+    moved = zip(learner.backbone.parameters(), backbone, strict=True)
+    assert all(not torch.equal(now, before) for now, before in moved)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "mse"])
+def test_the_master_matters_where_outputs_do_not_compete(loss: LossName) -> None:
+    task = make_batch(tasks=1).task(0)
+    found = []
+    for scale in (0.1, 0.5):
+        learner = make_learner("hidra", loss=loss)
+        set_master(learner, scale, seed=3)
+        inner = InnerLoop(2, 0.05)
+        *_, weights = adapt(learner, task, inner, meta=False)
+        found.append(learner.query_logits(weights, task).detach())
+        meta_gradient(learner, make_batch(), inner)
+        gradient = learner.head.get_parameter("master_weight").grad
+        assert gradient is not None
+        assert gradient.abs().max() > 1e-3
+    assert (found[0] - found[1]).abs().max() > 1e-2
+
+
+def test_slot_averaging_is_no_rounding_noise_and_is_left_as_it_is() -> None:
+    learner = make_learner("hidra-slots")
+    meta_gradient(learner, make_batch(), InnerLoop(1, 0.3))
+    slots = learner.head.get_parameter("slot_weights").grad
+    assert slots is not None
+    assert slots.abs().max() > 1e-6, "each slot has a gradient"
+    assert slots.sum(0).abs().max() <= 1e-12, "their sum has none"

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from hidra_cli.api import FastWeights, Head
 from hidra_cli.engine.learner import Learner, Precision
+from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.normalization import norm_factory
+from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4
 from hidra_plugins.heads import Hidra, Maml, Random, Zero
@@ -57,14 +59,22 @@ def make_learner(
     side: int = 8,
     precision: Precision = "float32",
     dtype: torch.dtype = torch.float64,
+    loss: LossName = "softmax",
+    learned_steps: int | None = None,
+    head_options: dict[str, Any] | None = None,
 ) -> Learner:
+    """A small learner; with `learned_steps`, inner rates of 0.3 that are learned."""
     factory, episode = norm_factory(normalization)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = Conv4((1, side, side), factory, filters=filters, blocks=2)
         component, options = HEADS[head]
-        built = component(backbone.features, ways, **options)
-    return Learner(backbone, built, episode, normalization, precision).to(dtype)
+        built = component(backbone.features, ways, **options, **(head_options or {}))
+    rates = None
+    if learned_steps is not None:
+        rates = LearnedRates(learned_steps, [n for n, _ in backbone.named_parameters()], 0.3)
+    learner = Learner(backbone, built, episode, normalization, precision, loss, rates)
+    return learner.to(dtype)
 
 
 def make_batch(

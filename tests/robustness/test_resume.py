@@ -53,6 +53,8 @@ def place(hidra: Hidra, tmp_path: Path, cache_dir: Path) -> Place:
 HEADS = {
     "hidra": [],
     "hidra-slots": ["--head=hidra", "--head-opt=master=slots"],
+    "hidra-learned": ["--rates=learned", "--multi-step=5", "--second-order-from=3"],
+    "hidra-sigmoid": ["--loss=sigmoid", "--inner-lr=0.1"],
     "maml": ["--head=maml", "--ways=3"],
     "random": ["--head=random"],
     "zero": ["--head=zero"],

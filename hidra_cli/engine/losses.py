@@ -1,0 +1,52 @@
+"""What a task's outputs are fitted to, in the inner and in the outer loop alike.
+
+Shapes: n examples, N outputs. Targets are labels (n,) in 0..N−1, or values (n, N).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+LossName = Literal["softmax", "sigmoid", "mse"]
+
+
+def loss(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over examples of one loss, summed over the outputs: a scalar.
+
+    Summed, so that an output's own gradient does not depend on how many others there are.
+
+    Args:
+        name: "softmax" is cross-entropy over classes that exclude each other; "sigmoid" one yes or
+            no per output (one-vs-rest); "mse" squared error, of labels to their one-hot codes.
+        outputs: (n, N), logits or values.
+        targets: labels (n,) or values (n, N); softmax takes labels only.
+    """
+    if name == "softmax":
+        return F.cross_entropy(outputs, targets)
+    wanted = values_of(targets, outputs)
+    if name == "sigmoid":
+        each = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+    else:
+        each = F.mse_loss(outputs, wanted, reduction="none")
+    return each.sum(1).mean()
+
+
+def values_of(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Targets as values (n, N): labels become one-hot codes."""
+    if targets.is_floating_point():
+        return targets
+    return F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+
+
+def probabilities(name: LossName, outputs: Tensor) -> Tensor:
+    """Outputs (n, N) → a score in 0..1 per class.
+
+    Under softmax they sum to one. Under sigmoid each is by itself, and all may be small: the
+    picture is of none of the classes. Squared error has no probabilities: its outputs, clipped.
+    """
+    if name == "softmax":
+        return outputs.softmax(1)
+    return outputs.sigmoid() if name == "sigmoid" else outputs.clamp(0, 1)
