@@ -26,6 +26,8 @@ Float64 = npt.NDArray[np.float64]
 # The normal quantile: with 100 episodes or more it differs from Student's t by 1 % or less.
 Z_95 = 1.959964
 _EPISODES_AT_ONCE = 16
+# Of the file that holds every episode's accuracy.
+EPISODES_HEADER = ("model", "normalization", "ways", "shots", "episode", "accuracy")
 
 
 class Contender(Protocol):

@@ -18,7 +18,7 @@ FLOORS = [
     {"components", "contracts", "episodes", "pictures"},
     {"models"},
     {"adaptation", "classifiers", "evaluation", "picture", "resuming"},
-    {"report"},
+    {"report", "studies"},
     {"training"},
     {"commands"},
     {"app"},

@@ -57,7 +57,7 @@ def evaluate(
 ) -> None:
     """Evaluate one model, or compare several on the same episodes.
 
-    Writes result.json and accuracy.png, by default into RUN/evaluations/.
+    Writes result.json, episodes.csv and accuracy.png, by default into RUN/evaluations/.
 
     Examples:
 
@@ -226,8 +226,25 @@ def _write(
         f"{result['dataset']}, {result['split']} split, {cells[0].to_json()['episodes']} episodes"
     )
     write_atomically(folder / "accuracy.png", accuracy_over_ways(cells, title))
+    write_atomically(folder / "episodes.csv", _episodes(cells).encode())
     write_json(folder / "result.json", result)
     return folder
+
+
+def _episodes(cells: list[Cell]) -> str:
+    """The accuracy of every single episode, for whoever compares models in pairs."""
+    import csv
+    import io
+
+    from hidra_cli.evaluation import EPISODES_HEADER
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(EPISODES_HEADER)
+    for cell in cells:
+        of_cell = cell.contender, cell.normalization, cell.ways, cell.shots
+        writer.writerows((*of_cell, i, f"{a:.6g}") for i, a in enumerate(cell.final))
+    return text.getvalue()
 
 
 def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:

@@ -1,0 +1,228 @@
+"""`hidra study`: several models, several seeds → one table and picture."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hidra_cli.commands import common
+
+if TYPE_CHECKING:
+    from hidra_cli.console import Console
+    from hidra_cli.studies import Study, Training
+
+_POLL = 0.2  # seconds between two looks at the processes
+_LINES_TOLD = 3
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="A TOML file that describes the study.")],
+    jobs: Annotated[
+        int, typer.Option(help="Runs at a time; they share the cores.", min=1, max=1024)
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file and list its runs.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of its runs and results. [studies/NAME]")
+    ] = None,
+    cache_dir: common.CacheDir = None,
+    json_output: common.Json = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+) -> None:
+    """Train and test all models of a study; run it again, and it goes on where it was.
+
+    Writes table.md, study.json and accuracy.png.
+
+    Examples:
+
+      hidra study benchmarks/losses.toml --dry-run
+
+      hidra study benchmarks/losses.toml --jobs 2
+    """
+    from hidra_cli.studies import load_study, trainings
+
+    console = common.make_console(json_output, quiet, verbose)
+    chosen = load_study(file)
+    runs = list(trainings(chosen))
+    place = out or Path("studies") / file.stem
+    if dry_run:
+        console.table(
+            chosen.title,
+            ["run", "iterations", "tested at ways"],
+            [[run.name, str(run.iterations), ", ".join(map(str, run.ways))] for run in runs],
+        )
+        console.result({"title": chosen.title, "runs": [run.name for run in runs]})
+        return
+    for part in ("runs", "configs", "logs", "evaluations"):
+        common.made(place / part)
+    workers = [_Worker(chosen, run, place, cache_dir) for run in runs]
+    _work(workers, jobs, console)
+    _report(chosen, place, console)
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One training and its test: each a process, taken up again where it was left."""
+
+    study: Study
+    training: Training
+    place: Path
+    cache_dir: Path | None
+
+    @property
+    def name(self) -> str:
+        return self.training.name
+
+    @property
+    def run(self) -> Path:
+        return self.place / "runs" / self.name
+
+    @property
+    def log(self) -> Path:
+        return self.place / "logs" / f"{self.name}.txt"
+
+    @property
+    def tested(self) -> Path:
+        return self.place / "evaluations" / self.name
+
+    def command(self) -> list[str] | None:
+        """What is to be done next; None where all is done."""
+        from hidra_cli.runs import read_json
+
+        if (self.tested / "result.json").exists():
+            return None
+        if read_json(self.run / "result.json").get("iterations") == self.training.iterations:
+            flags = self._evaluation()
+        else:
+            flags = self._training()
+        if self.cache_dir is not None:
+            flags.append(f"--cache-dir={self.cache_dir}")
+        return [sys.executable, "-m", "hidra_cli.app", *flags]
+
+    def _training(self) -> list[str]:
+        import tomli_w
+
+        from hidra_cli.files import write_atomically
+
+        config = self.place / "configs" / f"{self.name}.toml"
+        write_atomically(config, tomli_w.dumps(self.training.settings).encode())
+        flags = ["meta-train", f"--runs-dir={self.run.parent}", f"--config={config}"]
+        if self.study.preset:
+            flags.append(f"--preset={self.study.preset}")
+        begun = (self.run / "config.toml").exists()
+        return [*flags, f"--resume={self.name}" if begun else f"--name={self.name}"]
+
+    def _evaluation(self) -> list[str]:
+        from hidra_cli.studies import evaluate_flags
+
+        flags = evaluate_flags(self.study, self.training)
+        return ["evaluate", str(self.run), *flags, f"--out={self.tested}"]
+
+
+def _work(workers: list[_Worker], jobs: int, console: Console) -> None:
+    """Run all that is left, so many at a time.
+
+    Raises:
+        StoppedError: SIGINT or SIGTERM came; every run was stopped and has saved.
+        RunError: a run failed; the others were stopped and have saved.
+    """
+    from hidra_cli.errors import StoppedError
+    from hidra_cli.interrupts import stop_requests
+
+    waiting, done = list(workers), 0
+    running: dict[_Worker, subprocess.Popen[bytes]] = {}
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environ = {"OMP_NUM_THREADS": threads} | os.environ | {"HIDRA_DEBUG": ""}
+    with stop_requests() as stop, console.progress("study", len(workers)) as advance:
+        try:
+            while (waiting or running) and not stop.number:
+                while waiting and len(running) < jobs:
+                    worker = waiting.pop(0)
+                    command = worker.command()
+                    if command is None:
+                        done += 1
+                        continue
+                    console.detail(" ".join(command))
+                    running[worker] = _started(command, worker.log, environ)
+                for worker in [w for w, process in running.items() if process.poll() is not None]:
+                    _check_ended(worker, running.pop(worker).returncode)
+                    waiting.insert(0, worker)  # its test, or nothing
+                advance(done, ", ".join(worker.name for worker in running))
+                time.sleep(_POLL if running else 0)
+        finally:
+            _stop(running)
+    if stop.number:
+        raise StoppedError(
+            f"with {done} of {len(workers)} runs done; the others have saved",
+            signal_number=stop.number,
+            why="a signal was received",
+            fix="the same command goes on",
+        )
+
+
+def _started(command: list[str], log: Path, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        # A session of its own: Ctrl-C reaches this process alone, which then ends the others.
+        return subprocess.Popen(
+            command, stdout=file, stderr=file, env=environ, start_new_session=True
+        )
+
+
+def _check_ended(worker: _Worker, code: int) -> None:
+    from hidra_cli.errors import RunError
+
+    if code:
+        told = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        raise RunError(
+            f"the run {worker.name} ended with exit code {code}",
+            why="\n     ".join(told[-_LINES_TOLD:]) or "it said nothing",
+            fix=f"see {worker.log}; the same command goes on when it is mended",
+        )
+
+
+def _stop(running: dict[_Worker, subprocess.Popen[bytes]]) -> None:
+    for process in running.values():
+        process.terminate()
+    for process in running.values():
+        process.wait()
+
+
+def _report(chosen: Study, place: Path, console: Console) -> None:
+    from hidra_cli.files import write_atomically, write_json
+    from hidra_cli.picture import accuracy_over_ways
+    from hidra_cli.runs import read_json
+    from hidra_cli.studies import markdown, pooled, read_episodes, summary, trainings
+
+    runs = list(trainings(chosen))
+    tested = {run.name: place / "evaluations" / run.name for run in runs}
+    cells = pooled(chosen, {n: read_episodes(path / "episodes.csv") for n, path in tested.items()})
+    found = summary(chosen, cells)
+    table = markdown(chosen, found)
+    first = read_json(tested[runs[0].name] / "result.json")
+    result: dict[str, Any] = {
+        "format_version": 1,
+        "study": chosen.model_dump(mode="json", exclude_none=True),
+        **found,
+        "tasks_per_second": {
+            run.name: read_json(place / "runs" / run.name / "result.json").get("tasks_per_second")
+            for run in runs
+        },
+        "dataset_hash": first.get("dataset_hash"),
+        "environment": first.get("environment"),
+    }
+    write_atomically(place / "table.md", f"# {chosen.title}\n\n{table}".encode())
+    write_atomically(place / "accuracy.png", accuracy_over_ways(cells, chosen.title))
+    write_json(place / "study.json", result)
+    console.print(f"{chosen.title}\n\n{table}")
+    console.print(f"written: {place / 'table.md'}, {place / 'study.json'}, accuracy.png")
+    console.result(result | {"folder": str(place)})

@@ -1,0 +1,275 @@
+"""Studies: a TOML file that names models, seeds and an evaluation → trainings, and their table.
+
+Every model is trained with every seed; with `per_way`, once for each number of ways. All are tested
+on the same episodes, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.evaluation import Cell, compare, interval
+from hidra_cli.settings import Numbers, format_numbers, resolve
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StudyEvaluation(_Part):
+    """The test: the flags of `hidra evaluate`."""
+
+    ways: Numbers
+    shots: Numbers = (1,)
+    queries: int = Field(15, ge=1)
+    episodes: int = Field(600, ge=2)
+    split: Literal["val", "test"] = "test"
+    seed: int = Field(0, ge=0)
+
+
+class StudyModel(_Part):
+    """One model: what it has of its own.
+
+    Attributes:
+        label: in the table and picture; the model's name in the file, if there is none.
+        per_way: one training for each number of ways of the evaluation, tested at its own.
+        ways: where it is tested, of the evaluation's; everywhere, if left out.
+        steps, normalization: at test, instead of the training's.
+        settings: as in a preset, beyond the study's.
+    """
+
+    label: str | None = None
+    per_way: bool = False
+    ways: Numbers | None = None
+    steps: int | None = Field(None, ge=0)
+    normalization: str | None = None
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class Study(_Part):
+    """The whole file.
+
+    Attributes:
+        title: of the table and picture.
+        preset: what every training starts from.
+        settings: of every training, beyond the preset's.
+        models: the first is what the others are compared with.
+    """
+
+    title: str
+    preset: str | None = None
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    evaluation: StudyEvaluation
+    models: dict[str, StudyModel] = Field(min_length=1)
+
+    @field_validator("models")
+    @classmethod
+    def _named(cls, models: dict[str, StudyModel]) -> dict[str, StudyModel]:
+        for name in models:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"the model name {name!r} is not made of a-z, 0-9 and -")
+        return models
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of a study.
+
+    Attributes:
+        settings: nested, over the preset.
+        ways: where it is tested.
+    """
+
+    name: str
+    model: str
+    seed: int
+    settings: dict[str, dict[str, Any]]
+    ways: tuple[int, ...]
+    iterations: int
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study, the settings of all its trainings included.
+
+    Raises:
+        UsageError: lists what is wrong.
+    """
+    try:
+        study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise UsageError(f"the study {path} cannot be read", why=str(exc)) from exc
+    except ValidationError as exc:
+        problems = (
+            ".".join(map(str, error["loc"])) + f": {error['msg'].removeprefix('Value error, ')}"
+            for error in exc.errors()
+        )
+        raise UsageError(f"the study {path} is wrong", why="\n     ".join(problems)) from exc
+    list(trainings(study))
+    return study
+
+
+def trainings(study: Study) -> Iterator[Training]:
+    """Every run of a study: models, then seeds, then ways.
+
+    Raises:
+        UsageError: the settings of one are wrong.
+    """
+    for name, model in study.models.items():
+        ways = model.ways or study.evaluation.ways
+        for seed in study.seeds:
+            for chosen in [(n,) for n in ways] if model.per_way else [ways]:
+                own: dict[str, dict[str, Any]] = {"run": {"seed": seed}}
+                if model.per_way:
+                    own["tasks"] = {"ways": chosen[0]}
+                settings = _merged(study.settings, model.settings, own)
+                flat = {
+                    f"{part}.{k}": v for part, keys in settings.items() for k, v in keys.items()
+                }
+                resolved = resolve(flat, preset=study.preset, environ={}).settings
+                suffix = f"-{chosen[0]}w" if model.per_way else ""
+                run = f"{name}{suffix}-seed{seed}"
+                yield Training(run, name, seed, settings, chosen, resolved.outer.iterations)
+
+
+def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{part}.{key}": v for part, keys in settings.items() for key, v in keys.items()}
+
+
+def _merged(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings of several layers, the last one first; option tables are merged too."""
+    whole: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for section, keys in layer.items():
+            place = whole.setdefault(section, {})
+            for key, value in keys.items():
+                both = isinstance(value, Mapping) and isinstance(place.get(key), Mapping)
+                place[key] = {**place[key], **value} if both else value
+    return whole
+
+
+def read_episodes(path: Path) -> list[Cell]:
+    """The accuracies of single episodes that `hidra evaluate` wrote.
+
+    Raises:
+        DataError: the file is missing or not of that form.
+    """
+    found: dict[tuple[str, str, int, int], list[float]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                key = row["model"], row["normalization"], int(row["ways"]), int(row["shots"])
+                found.setdefault(key, []).append(float(row["accuracy"]))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as exc:
+        raise DataError(
+            f"{path} is no list of episodes",
+            why=f"{type(exc).__name__}: {exc}",
+            fix="remove its folder: the study then evaluates that run again",
+        ) from exc
+    return [Cell(*key, np.array(values)[:, None]) for key, values in found.items()]
+
+
+def pooled(study: Study, cells: Mapping[str, Sequence[Cell]]) -> list[Cell]:
+    """One cell per model, ways and shots: the episodes of all its seeds, one after the other.
+
+    Args:
+        study: the study.
+        cells: of each training, by name.
+    """
+    parts: dict[tuple[str, int, int], list[Cell]] = {}
+    for training in trainings(study):
+        for cell in cells[training.name]:
+            parts.setdefault((training.model, cell.ways, cell.shots), []).append(cell)
+    return [
+        Cell(
+            study.models[model].label or model,
+            seeds[0].normalization,
+            ways,
+            shots,
+            np.concatenate([cell.accuracies for cell in seeds]),
+        )
+        for (model, ways, shots), seeds in parts.items()
+    ]
+
+
+def summary(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
+    """What `study.json` holds of the results: accuracies in 0..1, per seed and together."""
+    rows = []
+    for cell in cells:
+        mean, half = interval(cell.final)
+        each = [float(part.mean()) for part in np.split(cell.final, len(study.seeds))]
+        rows.append(
+            {
+                "model": cell.contender,
+                "normalization": cell.normalization,
+                "ways": cell.ways,
+                "shots": cell.shots,
+                "accuracy": mean,
+                "interval": half,
+                "per_seed": each,
+                "seed_deviation": float(np.std(each, ddof=1)) if len(each) > 1 else None,
+            }
+        )
+    return {"results": rows, "differences": compare(cells)}
+
+
+def markdown(study: Study, found: Mapping[str, Any]) -> str:
+    """The table of a study: a row per model, a column per number of ways."""
+    evaluation = study.evaluation
+    lines = [
+        f"Test accuracy in %, mean ± 95 % interval over {evaluation.episodes} episodes of each of "
+        f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''} "
+        f"({', '.join(map(str, study.seeds))}), {evaluation.queries} queries per class; below it "
+        "the paired difference to the first model.",
+    ]
+    for shots in evaluation.shots:
+        lines += ["", f"| {shots}-shot | {' | '.join(f'{n} ways' for n in evaluation.ways)} |"]
+        lines.append("|---|" + "---:|" * len(evaluation.ways))
+        for label in dict.fromkeys(row["model"] for row in found["results"]):
+            lines.append(_line(label, found["results"], "accuracy", evaluation.ways, shots))
+            minus = [row for row in found["differences"] if row["model"] == label]
+            if minus:
+                lines.append(_line("", minus, "difference", evaluation.ways, shots))
+    return "\n".join(lines) + "\n"
+
+
+def _line(
+    label: str, rows: Sequence[Mapping[str, Any]], what: str, ways: Sequence[int], shots: int
+) -> str:
+    by_ways = {row["ways"]: row for row in rows if row["shots"] == shots}
+    sign = "+" if what == "difference" else ""
+    texts = [
+        f"{100 * by_ways[n][what]:{sign}.2f} ± {100 * by_ways[n]['interval']:.2f}"
+        if n in by_ways
+        else "–"
+        for n in ways
+    ]
+    return f"| {label} | {' | '.join(texts)} |"
+
+
+def evaluate_flags(study: Study, training: Training) -> list[str]:
+    """The flags of `hidra evaluate` for one run."""
+    evaluation, model = study.evaluation, study.models[training.model]
+    flags = {
+        "ways": format_numbers(training.ways),
+        "shots": format_numbers(evaluation.shots),
+        "queries": evaluation.queries,
+        "episodes": evaluation.episodes,
+        "split": evaluation.split,
+        "seed": evaluation.seed,
+        "steps": model.steps,
+        "normalization": model.normalization,
+    }
+    return [f"--{name}={value}" for name, value in flags.items() if value is not None]

@@ -1,0 +1,165 @@
+"""Studies: trained once, tested once, taken up again, and told in one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hidra_cli.evaluation import interval
+from hidra_cli.studies import load_study, read_episodes, trainings
+
+from ..conftest import TINY_OPTIONS, Hidra
+
+STUDY = f"""
+title = "Tiny"
+seeds = [0, 1]
+
+[settings.dataset]
+name = "glyphs"
+options = {json.dumps(TINY_OPTIONS).replace(":", " =")}
+
+[settings.tasks]
+ways = "2-4"
+queries = 3
+
+[settings.model]
+backbone_options = {{ filters = 4 }}
+
+[settings.outer]
+iterations = 3
+meta_batch = 2
+validate_every = 2
+validation_episodes = 4
+test_episodes = 0
+
+[evaluation]
+ways = [2, 4]
+queries = 3
+episodes = 6
+
+[models.any]
+label = "HIDRA, any way"
+
+[models.maml]
+per_way = true
+ways = [4]
+settings = {{ model = {{ head = "maml" }} }}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_a_study_plans_every_model_seed_and_number_of_ways(file: Path) -> None:
+    runs = list(trainings(load_study(file)))
+    assert [run.name for run in runs] == [
+        "any-seed0",
+        "any-seed1",
+        "maml-4w-seed0",
+        "maml-4w-seed1",
+    ]
+    assert runs[0].ways == (2, 4)
+    assert runs[3].ways == (4,)
+    assert runs[3].settings["tasks"] == {"ways": 4, "queries": 3}
+    assert runs[3].settings["run"] == {"seed": 1}
+    assert {run.iterations for run in runs} == {3}
+
+
+def test_a_study_is_trained_tested_told_and_not_done_twice(
+    hidra: Hidra, file: Path, tmp_path: Path, cache_dir: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ["study", file, f"--out={out}", f"--cache-dir={cache_dir}", "--jobs=2", "--json"]
+    done = hidra(*command)
+    assert done.code == 0, done.err
+    found = done.json
+    rows = {(row["model"], row["ways"]): row for row in found["results"]}
+    assert set(rows) == {("HIDRA, any way", 2), ("HIDRA, any way", 4), ("maml", 4)}
+    cells = [
+        cell
+        for seed in (0, 1)
+        for cell in read_episodes(out / "evaluations" / f"any-seed{seed}" / "episodes.csv")
+        if cell.ways == 4
+    ]
+    row = rows["HIDRA, any way", 4]
+    assert row["per_seed"] == pytest.approx([cell.final.mean() for cell in cells])
+    assert row["accuracy"] == pytest.approx(sum(row["per_seed"]) / 2)
+    (difference,) = found["differences"]
+    assert (difference["model"], difference["ways"]) == ("maml", 4)
+    assert difference["difference"] == pytest.approx(rows["maml", 4]["accuracy"] - row["accuracy"])
+    table = (out / "table.md").read_text()
+    mean, half = row["accuracy"], row["interval"]
+    assert f"{100 * mean:.2f} ± {100 * half:.2f}" in table
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*")}
+    again = hidra(*command)
+    assert again.json["results"] == found["results"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert interval(cells[0].final)[0] == pytest.approx(row["per_seed"][0])
+
+
+def test_a_stopped_study_goes_on(hidra: Hidra, file: Path, tmp_path: Path, cache_dir: Path) -> None:
+    file.write_text(
+        file.read_text().replace("iterations = 3", "iterations = 60").replace("[0, 1]", "[0]")
+    )
+    out = tmp_path / "out"
+    flags = [str(file), f"--out={out}", f"--cache-dir={cache_dir}"]
+    command = [sys.executable, "-m", "hidra_cli.app", "study", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    metrics = out / "runs" / "any-seed0" / "metrics.csv"
+    waited = time.monotonic()
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        assert time.monotonic() - waited < 120
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143, told
+    assert "the same command goes on" in told
+    taken = len(metrics.read_text().splitlines()) - 1
+    assert (metrics.parent / "checkpoints" / "last.safetensors").exists()
+    done = hidra("study", *flags)
+    assert done.code == 0, done.err
+    log = (out / "logs" / "any-seed0.txt").read_text()
+    assert f"resumed after iteration {taken}" in log
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('title = "Tiny"', "", ["title: Field required"]),
+        ("[models.any]", "[models.Any_Way]", ["Any_Way", "a-z, 0-9 and -"]),
+        ("episodes = 6", "episode = 6", ["evaluation.episode"]),
+        ("iterations = 3", "iterations = 0", ["outer.iterations = 0"]),
+        ("[evaluation]", "[evaluation", ["cannot be read"]),
+    ],
+)
+def test_a_wrong_study_is_told_before_anything_is_trained(
+    hidra: Hidra, file: Path, tmp_path: Path, old: str, new: str, said: list[str]
+) -> None:
+    file.write_text(file.read_text().replace(old, new, 1))
+    done = hidra("study", file, f"--out={tmp_path / 'out'}")
+    assert done.code == 2, done.err
+    for text in said:
+        assert text in done.err, done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_is_named_with_what_it_said(
+    hidra: Hidra, file: Path, tmp_path: Path, cache_dir: Path
+) -> None:
+    file.write_text(file.read_text().replace("filters = 4", "filters = 4, colour = 3"))
+    done = hidra("study", file, f"--out={tmp_path / 'out'}", f"--cache-dir={cache_dir}")
+    assert done.code == 1
+    assert "the run any-seed0 ended with exit code 2" in done.err
+    assert "colour: unknown option" in done.err
