@@ -78,7 +78,7 @@ def meta_train(
         list[str] | None, _option("Model", "Option of the head.", metavar="NAME=VALUE")
     ] = None,
     normalization: Annotated[
-        str | None, _option("Model", "support, transductive or none. [support]")
+        str | None, _option("Model", "support, tasknorm, transductive or none. [support]")
     ] = None,
     steps: Annotated[
         str | None, _option("Inner loop", "Gradient steps on the support set.")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from hidra_cli.api import FastWeights, Head
 from hidra_cli.engine.learner import Learner, Precision
-from hidra_cli.engine.normalization import norm_factory
+from hidra_cli.engine.normalization import Mode, norm_factory
 from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4
 from hidra_plugins.heads import Hidra, Maml, Random, Zero
@@ -44,7 +44,7 @@ HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "zero": (Zero, {}),
     "prototypes": (Prototypes, {}),
 }
-Mode = Literal["support", "transductive", "none"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 def make_learner(
