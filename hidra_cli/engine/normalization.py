@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -134,18 +134,15 @@ class TaskNorm(EpisodeNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         values = _full(x).flatten(2)
-        # By hand: on short rows torch.var_mean takes four times as long forward.
-        means = values.mean(2, keepdim=True)
-        centred = values - means
-        means, variances = means[:, :, 0], centred.square().mean(2)  # (n, channels)
+        means, variances = _Moments.apply(values)
         mean, variance, count = self._support(means, variances)
         alpha = torch.sigmoid(self.scale * count + self.offset)
         gap = mean - means
         # The squares above, gathered: α (μ_D − μ)² + (1−α) (μ_x − μ)² = α (1−α) (μ_D − μ_x)².
         blend = alpha * variance + (1 - alpha) * (variances + alpha * gap.square())
         gain = self.weight * torch.rsqrt(blend + EPSILON)
-        shift = self.bias - alpha * gap * gain
-        y = torch.addcmul(shift[:, :, None], centred, gain[:, :, None])
+        shift = self.bias - (means + alpha * gap) * gain
+        y = torch.addcmul(shift[:, :, None], values, gain[:, :, None])
         return y.view(x.shape).to(x.dtype)
 
     def _support(self, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,6 +157,34 @@ class TaskNorm(EpisodeNorm):
         if self.episode.recording:
             self.mean, self.variance, self.count = mean.detach(), variance.detach(), count
         return mean, variance, count
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance of each row: (n, channels, pixels) → two of (n, channels).
+
+    One pass over the rows per gradient, and no copy of them kept: with the gradient's gradient, two
+    thirds of the time that autograd takes for the same formula.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean(2, keepdim=True)
+        return mean[:, :, 0], (x - mean).square().mean(2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Differentiable in turn: the mean is saved as an output, with its own history."""
+        (x, mean), (to_mean, to_variance) = ctx.saved_tensors, gradients
+        share = to_variance * (2 / x.shape[2])
+        return torch.addcmul(
+            (to_mean / x.shape[2] - share * mean)[:, :, None], x, share[:, :, None]
+        )
 
 
 def adapting(backbone: nn.Module) -> dict[str, nn.Parameter]:

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from hidra_cli.engine.normalization import Episode, EpisodeNorm, Mode, TaskNorm, norm_factory
 
@@ -120,3 +121,18 @@ def test_tasknorm_has_statistics_of_full_precision_for_bfloat16() -> None:
         found, expected = layer(x), layer(x.float())
     assert found.dtype == torch.bfloat16
     assert torch.allclose(found.float(), expected, rtol=1e-2)
+
+
+def test_tasknorms_gradient_and_its_gradient_are_exact() -> None:
+    layer, episode = tasknorm(2, 0.3, -1.0)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def normalized(x: Tensor, *parameters: Tensor) -> Tensor:
+        weights = dict(zip(names, parameters, strict=True))
+        with episode.reference(3):
+            found: Tensor = functional_call(layer, weights, (x,))
+        return found
+
+    x = torch.randn(4, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(normalized, (x, *layer.parameters()))
+    assert torch.autograd.gradgradcheck(normalized, (x, *layer.parameters()))
