@@ -21,7 +21,7 @@ from hidra_cli.checkpoints import (
 from hidra_cli.engine import losses
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.learner import Learner, Weights
-from hidra_cli.engine.normalization import EpisodeNorm
+from hidra_cli.engine.normalization import EpisodeNorm, reads_support
 from hidra_cli.engine.tasks import Task
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.models import TrainedModel, restore_learner
@@ -34,8 +34,8 @@ CLASSIFIER_FORMAT = "hidra-classifier"
 class Classifier:
     """An adapted model that labels images by itself: no support set is needed any more.
 
-    In `support` mode it keeps the normalization statistics of its support images; in
-    `transductive` mode predictions depend on the images predicted together.
+    In `support` and `tasknorm` mode it keeps the normalization statistics of its support images;
+    in `transductive` mode predictions depend on the images predicted together.
 
     Attributes:
         classes: N names.
@@ -126,7 +126,7 @@ def save_classifier(
         tensors["support.labels"] = task.support_labels
     tensors |= {f"model.backbone.{name}": value for name, value in weights.body.items()}
     tensors |= {f"head.{name}": value for name, value in weights.head.items()}
-    if model.normalization == "support":
+    if reads_support(model.normalization):
         tensors |= _support_statistics(model.learner, weights, task)
     meta: dict[str, Any] = {
         "format": CLASSIFIER_FORMAT,
@@ -157,11 +157,11 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     _, image_shape, _, learner = restore_learner(checkpoint)
     classes = tuple(str(name) for name in checkpoint.meta["classes"])
     try:
-        statistics = checkpoint.part("statistics")
-        if statistics:
+        if reads_support(learner.normalization):
+            statistics = checkpoint.part("statistics")
             for name, layer in _norm_layers(learner).items():
-                layer.mean = statistics[f"{name}.mean"]
-                layer.variance = statistics[f"{name}.variance"]
+                for key in layer.statistics:
+                    setattr(layer, key, statistics[f"{name}.{key}"])
         weights = Weights(_body(learner), checkpoint.part("head"))
         invert = bool(checkpoint.meta["invert"])
         classifier = Classifier(learner, weights, classes, image_shape, invert)
@@ -211,16 +211,13 @@ def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, Kept]:
 @torch.no_grad()
 def _support_statistics(learner: Learner, weights: Weights, task: Task) -> dict[str, Tensor]:
     """Every normalization layer's statistics over the support images, with adapted weights."""
-    layers = _norm_layers(learner)
     found = {}
     with learner.episode.record():
         learner.features(weights.body, task.support_images)
-    for name, layer in layers.items():
-        assert layer.mean is not None
-        assert layer.variance is not None
-        found[f"statistics.{name}.mean"] = layer.mean
-        found[f"statistics.{name}.variance"] = layer.variance
-        layer.mean = layer.variance = None
+    for name, layer in _norm_layers(learner).items():
+        for key in layer.statistics:
+            found[f"statistics.{name}.{key}"] = layer.get_buffer(key)
+            setattr(layer, key, None)
     return found
 
 

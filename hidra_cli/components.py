@@ -65,7 +65,7 @@ def build_learner(settings: Settings, image_shape: tuple[int, int, int], max_way
     import torch
 
     from hidra_cli.engine.learner import Learner
-    from hidra_cli.engine.normalization import norm_factory
+    from hidra_cli.engine.normalization import adapting, norm_factory
     from hidra_cli.engine.rates import LearnedRates
     from hidra_cli.streams import stream_key
 
@@ -86,8 +86,7 @@ def build_learner(settings: Settings, image_shape: tuple[int, int, int], max_way
         head = build(plugin, component, backbone.features, max_ways, **options)
         rates = None
         if inner.rates == "learned":
-            names = [name for name, _ in backbone.named_parameters()]
-            rates = LearnedRates(inner.steps, names, inner.inner_lr)
+            rates = LearnedRates(inner.steps, list(adapting(backbone)), inner.inner_lr)
     return Learner(
         backbone, head, episode, model.normalization, settings.run.precision, model.loss, rates
     )

@@ -100,6 +100,7 @@ def load_model(
 
     Raises:
         DataError: there is no such checkpoint, or it is damaged.
+        UsageError: the mode's layers have other weights than the checkpoint holds.
         PluginError: a plugin it needs is missing; names the package.
         RunError: the weights do not fit.
     """
@@ -130,14 +131,22 @@ def restore_learner(
 
     Raises:
         DataError: an entry is missing or wrong.
+        UsageError: the mode's layers have other weights than the checkpoint holds.
         PluginError: a plugin it needs is missing; names the package.
         RunError: the weights do not fit.
     """
     settings, image_shape, max_ways = described(checkpoint)
+    trained = settings.model.normalization
     if normalization is not None:
         model = settings.model.model_copy(update={"normalization": normalization})
         settings = settings.model_copy(update={"model": model})
     learner = build_learner(settings, image_shape, max_ways)
+    if learner.state_dict().keys() != checkpoint.part("model").keys() and normalization != trained:
+        raise UsageError(
+            f"{checkpoint.path} cannot be used with {normalization} normalization",
+            why=f"it was trained with {trained}, whose layers have other weights",
+            fix=f"--normalization {trained}, or train with --normalization {normalization}",
+        )
     load_weights(learner, checkpoint)
     return settings, image_shape, max_ways, learner
 

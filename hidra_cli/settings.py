@@ -148,7 +148,7 @@ class ModelSettings(_Section):
     backbone_options: dict[str, Any] = Field(default_factory=dict)
     head: str = "hidra"
     head_options: dict[str, Any] = Field(default_factory=dict)
-    normalization: Literal["support", "transductive", "none"] = "support"
+    normalization: Literal["support", "tasknorm", "transductive", "none"] = "support"
     loss: Literal["softmax", "sigmoid", "mse"] = "softmax"
 
 

@@ -33,7 +33,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(help="Episodes per number of ways.", min=2)] = 600,
     steps: Annotated[int | None, typer.Option(help="Inner steps. [as trained]", min=0)] = None,
     normalization: Annotated[
-        Literal["support", "transductive", "none"] | None,
+        Literal["support", "tasknorm", "transductive", "none"] | None,
         typer.Option(help="Where statistics come from. [as trained]", show_default=False),
     ] = None,
     split: common.Split = "test",

@@ -83,7 +83,7 @@ def meta_train(
         list[str] | None, _option("Model", "Option of the head.", metavar="NAME=VALUE")
     ] = None,
     normalization: Annotated[
-        str | None, _option("Model", "support, transductive or none. [support]")
+        str | None, _option("Model", "support, tasknorm, transductive or none. [support]")
     ] = None,
     loss: Annotated[
         str | None, _option("Model", "softmax, sigmoid (one-vs-rest) or mse. [softmax]")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hidra_cli.api import FastWeights
 from hidra_cli.engine.learner import Learner, Weights
+from hidra_cli.engine.normalization import adapting
 from hidra_cli.engine.rates import Rates
 from hidra_cli.engine.tasks import Task, TaskBatch
 
@@ -56,8 +57,8 @@ class InnerLoop:
         if learner.rates is not None:
             rates = learner.rates.at(step)
         else:
-            names = (name for name, _ in learner.backbone.named_parameters())
-            rates = Rates(dict.fromkeys(names, self.inner_lr), self.inner_lr)
+            body = dict.fromkeys(adapting(learner.backbone), self.inner_lr)
+            rates = Rates(body, self.inner_lr)
         scale = ways / REFERENCE_WAYS if self.head_lr == "by-ways" else 1.0
         return Rates(rates.body, rates.head * scale)
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from hidra_cli.api import Backbone, FastWeights, Head
 from hidra_cli.engine import losses
 from hidra_cli.engine.losses import LossName
-from hidra_cli.engine.normalization import Episode, Mode
+from hidra_cli.engine.normalization import Episode, Mode, adapting, reads_support
 from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.tasks import Task
 
@@ -94,7 +94,7 @@ class Learner(nn.Module):
 
     def initial_weights(self, task: Task) -> Weights:
         """Where the task starts: the backbone's own weights, and the head's for N ways."""
-        body: FastWeights = dict(self.backbone.named_parameters())
+        body: FastWeights = dict(adapting(self.backbone))
         features = None
         if self.head.needs_support:
             features = _full(self.features(body, task.support_images))
@@ -115,7 +115,7 @@ class Learner(nn.Module):
 
     def query_logits(self, weights: Weights, task: Task) -> Tensor:
         """Logits (N·Q, N) of the query images, normalized as the run says."""
-        if self.normalization != "support":
+        if not reads_support(self.normalization):
             return self._logits(weights, self.features(weights.body, task.query_images))
         rows = len(task.support_images)
         images = torch.cat([task.support_images, task.query_images])

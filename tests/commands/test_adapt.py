@@ -47,7 +47,7 @@ def test_the_same_episode_is_the_same_task(hidra: Hidra, runs_dir: Path, cache_d
     assert first.json["classifier"] != other.json["classifier"]
 
 
-@pytest.mark.parametrize("normalization", ["support", "none", "transductive"])
+@pytest.mark.parametrize("normalization", ["support", "tasknorm", "none", "transductive"])
 def test_the_saved_classifier_predicts_as_the_adapted_model(
     hidra: Hidra,
     cache_dir: Path,

@@ -113,3 +113,15 @@ def test_another_normalization_than_the_trained_one_is_named(
         assert done.json["results"][0]["normalization"] == mode
         found[mode] = done.json["results"][0]["accuracy"]
     assert found["support"] != found["transductive"]
+
+
+def test_a_normalization_with_other_weights_than_the_trained_one_is_refused(
+    hidra: Hidra, runs_dir: Path, cache_dir: Path
+) -> None:
+    done = hidra(
+        "evaluate", runs_dir / "hidra", "--normalization=tasknorm", "--ways=5", *FAST,
+        "--cache-dir", cache_dir,
+    )  # fmt: skip
+    assert done.code == 2, done.err
+    assert "cannot be used with tasknorm normalization" in done.err
+    assert "trained with support" in done.err

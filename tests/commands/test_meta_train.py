@@ -97,7 +97,7 @@ def test_print_config_names_the_origin_of_each_value(
 
 
 @pytest.mark.parametrize("backbone", ["conv4", "resnet12"])
-@pytest.mark.parametrize("normalization", ["support", "transductive", "none"])
+@pytest.mark.parametrize("normalization", ["support", "tasknorm", "transductive", "none"])
 def test_every_backbone_and_normalization_runs(
     hidra: Hidra, cache_dir: Path, tmp_path: Path, backbone: str, normalization: str
 ) -> None:

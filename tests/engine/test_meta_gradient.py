@@ -13,14 +13,15 @@ from torch import Tensor
 from hidra_cli.engine.inner_loop import InnerLoop, adapt, meta_gradient
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.losses import LossName
+from hidra_cli.engine.normalization import Mode
 from hidra_cli.engine.tasks import Task, TaskBatch
 
-from .tools import HEADS, Mode, make_batch, make_learner
+from .tools import HEADS, MODES, make_batch, make_learner
 
 RATE = 0.3
 every_head = pytest.mark.parametrize("head", sorted(HEADS))
 every_order = pytest.mark.parametrize("order", [1, 2])
-every_mode = pytest.mark.parametrize("mode", ["support", "transductive", "none"])
+every_mode = pytest.mark.parametrize("mode", MODES)
 
 
 def gradients(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> dict[str, Tensor]:
@@ -137,11 +138,14 @@ def reference_gradient(
 ) -> list[Tensor]:
     """MAML written again from its definition: plain functions, lists and autograd."""
     meta = [p.detach().clone().requires_grad_() for p in learner.parameters()]
+    # Convolution, weight and bias of two blocks adapt; TaskNorm's scale and offset do not.
+    rates = [1.0, 1.0, 1.0, 0.0, 0.0] * 2 if mode == "tasknorm" else [1.0] * 6
+    layers = len(rates)
     total: Any = 0
     first_order = [torch.zeros_like(p) for p in meta]
     for t in range(len(batch)):
         task = batch.task(t)
-        body, output = meta[:6], meta[6:]
+        body, output = meta[:layers], meta[layers:]
         if head == "hidra":
             output = [output[0].repeat(task.ways, 1), output[1].repeat(task.ways)]
         weights = [*body, *output]
@@ -152,10 +156,10 @@ def reference_gradient(
                 task.support_labels,
             )
             grads = torch.autograd.grad(loss, moved, create_graph=order == 2)
-            scale = [1.0] * 6 + [task.ways / 5] * 2
+            scale = rates + [task.ways / 5] * 2
             moved = [w - RATE * s * g for w, g, s in zip(moved, grads, scale, strict=True)]
         images = task.query_images
-        if mode == "support":
+        if mode in ("support", "tasknorm"):
             images = torch.cat([task.support_images, images])
         logits = reference_logits(moved, images, len(task.support_images), mode)
         loss = F.cross_entropy(logits[-len(task.query_images) :], task.query_labels)
@@ -163,22 +167,37 @@ def reference_gradient(
         if order == 1:
             at_end = torch.autograd.grad(loss / len(batch), moved)
             if head == "hidra":  # the chain rule of the copying: the copies' gradients add up
-                at_end = (*at_end[:6], at_end[6].sum(0, keepdim=True), at_end[7].sum(0)[None])
+                weight, bias = at_end[layers:]
+                at_end = (*at_end[:layers], weight.sum(0, keepdim=True), bias.sum(0)[None])
             first_order = [a + g for a, g in zip(first_order, at_end, strict=True)]
     return first_order if order == 1 else list(torch.autograd.grad(total, meta))
 
 
 def reference_logits(weights: list[Tensor], x: Tensor, rows: int, mode: Mode) -> Tensor:
-    for conv, scale, shift in (weights[0:3], weights[3:6]):
+    layers = len(weights) // 2 - 1
+    for conv, scale, shift, *blend in (weights[:layers], weights[layers:-2]):
         x = F.conv2d(x, conv, padding=1)
         if mode != "none":
-            seen = x[:rows] if mode == "support" else x
+            seen = x if mode == "transductive" else x[:rows]
             mean = seen.mean((0, 2, 3), keepdim=True)
             variance = ((seen - mean) ** 2).mean((0, 2, 3), keepdim=True)
+            if blend:
+                mean, variance = blended(
+                    x, mean, variance, torch.sigmoid(blend[0] * rows + blend[1])
+                )
             x = (x - mean) / torch.sqrt(variance + 1e-5)
         x = x * scale[None, :, None, None] + shift[None, :, None, None]
         x = F.max_pool2d(torch.relu(x), 2)
-    return x.flatten(1) @ weights[6].T + weights[7]
+    return x.flatten(1) @ weights[-2].T + weights[-1]
+
+
+def blended(x: Tensor, mean: Tensor, variance: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """TaskNorm's moments, as the paper writes them."""
+    own_mean = x.mean((2, 3), keepdim=True)
+    own_variance = ((x - own_mean) ** 2).mean((2, 3), keepdim=True)
+    both = alpha * mean + (1 - alpha) * own_mean
+    spread = alpha * (variance + (mean - both) ** 2)
+    return both, spread + (1 - alpha) * (own_variance + (own_mean - both) ** 2)
 
 
 @pytest.mark.parametrize("head", ["hidra", "maml"])
@@ -194,6 +213,15 @@ def test_equals_an_independent_implementation(
     for (name, gradient), expected in zip(ours.items(), theirs, strict=True):
         scale = max(expected.norm().item(), 1e-6)
         assert (gradient - expected).norm().item() / scale <= 1e-6, name
+
+
+def test_tasknorms_share_is_learned_but_does_not_adapt() -> None:
+    learner, batch = make_learner("maml", normalization="tasknorm"), make_batch()
+    shares = [n for n, _ in learner.backbone.named_parameters() if n.endswith(("scale", "offset"))]
+    assert len(shares) == 4
+    assert not set(shares) & learner.initial_weights(batch.task(0)).body.keys()
+    found = gradients(learner, batch, InnerLoop(2, RATE))
+    assert all(found[f"backbone.{name}"].abs() > 1e-6 for name in shares)
 
 
 @every_head
@@ -254,8 +282,10 @@ def test_descending_lowers_the_support_loss() -> None:
 
 
 @every_order
-def test_bfloat16_autocast_points_the_same_way(order: Literal[1, 2]) -> None:
+@pytest.mark.parametrize("mode", ["support", "tasknorm"])
+def test_bfloat16_autocast_points_the_same_way(order: Literal[1, 2], mode: Mode) -> None:
     sizes: dict[str, Any] = {"filters": 16, "side": 16, "dtype": torch.float32}
+    sizes["normalization"] = mode
     batch = make_batch(side=16, queries=5, dtype=torch.float32)
     inner = InnerLoop(1, RATE, order=order)
     exact = gradients(make_learner(**sizes), batch, inner)

@@ -15,11 +15,12 @@ from torch import Tensor
 from hidra_cli.engine.inner_loop import InnerLoop, adapt, meta_gradient
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.losses import LossName
+from hidra_cli.engine.normalization import Mode
 from hidra_cli.engine.tasks import Task
 
-from .tools import Mode, make_batch, make_learner
+from .tools import MODES, make_batch, make_learner
 
-modes = st.sampled_from(["support", "transductive", "none"])
+modes = st.sampled_from(MODES)
 few = settings(max_examples=25, deadline=None)
 
 
@@ -125,7 +126,7 @@ def test_relabelling_the_classes_permutes_hidras_predictions(
     assert (after[:, order] - before).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("mode", ["support", "transductive", "none"])
+@pytest.mark.parametrize("mode", MODES)
 def test_relabelling_the_classes_changes_mamls_predictions(mode: Mode) -> None:
     task, order = make_batch(tasks=1).task(0), torch.tensor([1, 2, 0])
     learner = make_learner("maml", normalization=mode)
@@ -139,7 +140,7 @@ def test_relabelling_the_classes_changes_mamls_predictions(mode: Mode) -> None:
     ways=st.integers(2, 5),
     steps=st.integers(0, 3),
     head=st.sampled_from(["hidra", "maml", "random", "zero"]),
-    mode=st.sampled_from(["support", "none"]),
+    mode=st.sampled_from(["support", "tasknorm", "none"]),
 )
 def test_a_querys_logits_do_not_depend_on_the_other_queries(
     ways: int, steps: int, head: str, mode: Mode

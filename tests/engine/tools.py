@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from hidra_cli.api import FastWeights, Head
 from hidra_cli.engine.learner import Learner, Precision
 from hidra_cli.engine.losses import LossName
-from hidra_cli.engine.normalization import norm_factory
+from hidra_cli.engine.normalization import Mode, adapting, norm_factory
 from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4
@@ -46,7 +46,7 @@ HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "zero": (Zero, {}),
     "prototypes": (Prototypes, {}),
 }
-Mode = Literal["support", "transductive", "none"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 def make_learner(
@@ -72,7 +72,7 @@ def make_learner(
         built = component(backbone.features, ways, **options, **(head_options or {}))
     rates = None
     if learned_steps is not None:
-        rates = LearnedRates(learned_steps, [n for n, _ in backbone.named_parameters()], 0.3)
+        rates = LearnedRates(learned_steps, list(adapting(backbone)), 0.3)
     learner = Learner(backbone, built, episode, normalization, precision, loss, rates)
     return learner.to(dtype)
 
