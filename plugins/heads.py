@@ -104,6 +104,45 @@ class Maml(_Linear):
         return {"weight": self.weight[:ways], "bias": self.bias[:ways]}
 
 
+class ProtoMaml(_Linear):
+    """Neurons start at the class prototypes, the mean support features c_k, and then adapt.
+
+    Proto-MAML, Triantafillou et al. 2020, "Meta-Dataset", arXiv 1903.03096, section 3: weights
+    2 c_k, biases −‖c_k‖², so that before the first step the logits are those of a prototypical
+    network, −‖z − c_k‖², but for a term that all classes share. The meta-gradient flows on into
+    the support features. There are no meta-parameters.
+    """
+
+    needs_support = True
+
+    def __init__(
+        self,
+        features: int,
+        max_ways: int,
+        *,
+        scale: Annotated[
+            float, "multiplies the squared distances; less than 1 where features are large"
+        ] = 1.0,
+    ) -> None:
+        super().__init__(features, max_ways)
+        self.scale = _positive(scale)
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        assert support_features is not None  # needs_support
+        member = F.one_hot(support_labels, ways).to(support_features)  # (n, N)
+        means = member.T @ support_features / member.sum(0)[:, None]
+        return {
+            "weight": 2 * self.scale * means,
+            "bias": -self.scale * means.square().sum(1),
+        }
+
+
 class _Fresh(_Linear):
     """Neurons made anew for every task: the head has no meta-parameters."""
 
@@ -160,3 +199,9 @@ class Zero(_Fresh):
             "weight": self.like.new_zeros(ways, self.features).requires_grad_(),
             "bias": self.like.new_zeros(ways).requires_grad_(),
         }
+
+
+def _positive(scale: float) -> float:
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"scale={scale} is not a positive number")
+    return scale

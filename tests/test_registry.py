@@ -77,7 +77,13 @@ def test_the_built_ins_are_listed_first_and_by_name(install: Install) -> None:
     install("aaa-plugins", {"aardvark": "good_module:Good"}, good_module=GOOD)
     names = [plugin.name for plugin in registry.plugins("dataset")]
     assert names == ["cifar-fs", "folder", "glyphs", "miniimagenet", "omniglot", "aardvark"]
-    assert [p.name for p in registry.plugins("head")] == ["hidra", "maml", "random", "zero"]
+    assert [p.name for p in registry.plugins("head")] == [
+        "hidra",
+        "maml",
+        "protomaml",
+        "random",
+        "zero",
+    ]
     assert [p.name for p in registry.plugins("backbone")] == ["conv4", "resnet12"]
 
 

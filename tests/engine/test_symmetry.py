@@ -135,7 +135,7 @@ def test_relabelling_the_classes_changes_mamls_predictions(mode: Mode) -> None:
 @given(
     ways=st.integers(2, 5),
     steps=st.integers(0, 3),
-    head=st.sampled_from(["hidra", "maml", "random", "zero"]),
+    head=st.sampled_from(["hidra", "maml", "protomaml", "random", "zero"]),
     mode=st.sampled_from(["support", "tasknorm", "none"]),
 )
 def test_a_querys_logits_do_not_depend_on_the_other_queries(

@@ -54,6 +54,7 @@ HEADS = {
     "hidra": [],
     "hidra-slots": ["--head=hidra", "--head-opt=master=slots"],
     "maml": ["--head=maml", "--ways=3"],
+    "protomaml": ["--head=protomaml"],
     "random": ["--head=random"],
     "zero": ["--head=zero"],
 }
