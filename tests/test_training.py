@@ -105,7 +105,7 @@ def test_the_best_checkpoint_is_the_best_on_validation_not_the_last(
     assert load_model(run.path, CPU).meta["iteration"] == best
 
 
-@pytest.mark.parametrize("head", ["hidra", "maml", "protomaml", "random", "zero"])
+@pytest.mark.parametrize("head", ["cosine", "hidra", "maml", "protomaml", "random", "zero"])
 @pytest.mark.parametrize("order", [1, 2])
 def test_every_head_trains_saves_and_reloads(
     tiny_images: PreparedImages, tmp_path: Path, head: str, order: int

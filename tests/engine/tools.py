@@ -11,9 +11,10 @@ from hidra_cli.engine.learner import Learner, Precision
 from hidra_cli.engine.normalization import Mode, norm_factory
 from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4
-from hidra_plugins.heads import Hidra, Maml, ProtoMaml, Random, Zero
+from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml, Random, Zero
 
 HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "cosine": (Cosine, {}),
     "hidra": (Hidra, {}),
     "hidra-slots": (Hidra, {"master": "slots"}),
     "maml": (Maml, {}),

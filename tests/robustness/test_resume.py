@@ -55,6 +55,7 @@ HEADS = {
     "hidra-slots": ["--head=hidra", "--head-opt=master=slots"],
     "maml": ["--head=maml", "--ways=3"],
     "protomaml": ["--head=protomaml"],
+    "cosine": ["--head=cosine"],
     "random": ["--head=random"],
     "zero": ["--head=zero"],
 }
