@@ -162,6 +162,7 @@ class Cosine(Head):
     """
 
     api_version = 1
+    identical_neurons = True
 
     def __init__(
         self,

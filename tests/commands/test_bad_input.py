@@ -51,6 +51,7 @@ def assert_refused(done: Finished, code: int, *said: str) -> None:
         (["--data-opt=alphabets=2"], ["alphabets must be at least 3, not 2"]),
         (["--source=nowhere"], ["the source nowhere does not exist"]),
         (["--adapt=body"], ["only the body adapts"]),
+        (["--adapt=body", "--head=cosine"], ["only the body adapts"]),
         (["--preset=nothing"], ["no preset called 'nothing'"]),
         (["--config=nowhere.toml"], ["nowhere.toml cannot be read"]),
     ],
