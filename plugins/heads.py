@@ -1,4 +1,4 @@
-"""Built-in heads. All are linear: logits = features · weightᵀ + bias, N output neurons.
+"""Built-in heads. All but `Cosine` are linear: logits = features · weightᵀ + bias, N neurons.
 
 Shapes: n examples, F features, N ways.
 """
@@ -19,6 +19,8 @@ Prior = Annotated[
     "add log(1/(N−1)), the log-odds of one class among N, to the starting biases: "
     "for --loss sigmoid; under softmax it changes nothing",
 ]
+# Rows much shorter than this keep their direction, but not length 1.
+_SHORTEST = 1e-3
 
 
 class _Linear(Head):
@@ -123,6 +125,98 @@ def _prior(ways: int) -> float:
     return -math.log(ways - 1) if ways > 1 else 0.0
 
 
+class ProtoMaml(_Linear):
+    """Neurons start at the class prototypes, the mean support features c_k, and then adapt.
+
+    Proto-MAML, Triantafillou et al. 2020, "Meta-Dataset", arXiv 1903.03096, section 3: weights
+    2 c_k, biases −‖c_k‖², so that before the first step the logits are those of a prototypical
+    network, −‖z − c_k‖², but for a term that all classes share. The meta-gradient flows on into
+    the support features. There are no meta-parameters.
+    """
+
+    needs_support = True
+
+    def __init__(
+        self,
+        features: int,
+        max_ways: int,
+        *,
+        scale: Annotated[
+            float, "multiplies the squared distances; less than 1 where features are large"
+        ] = 1.0,
+    ) -> None:
+        super().__init__(features, max_ways)
+        self.scale = _positive(scale)
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        assert support_features is not None  # needs_support
+        member = F.one_hot(support_labels, ways).to(support_features)  # (n, N)
+        means = member.T @ support_features / member.sum(0)[:, None]
+        return {
+            "weight": 2 * self.scale * means,
+            "bias": -self.scale * means.square().sum(1),
+        }
+
+
+class Cosine(Head):
+    """Logits s · cos(w_c, z), the neurons of a task starting as N copies of one master w.
+
+    Cosine classifiers: Gidaris and Komodakis 2018, arXiv 1804.09458; Chen et al. 2019, arXiv
+    1904.04232. There is no bias. As in the former, s is learned and starts at 10; it is a
+    meta-parameter, so it does not adapt within a task. Weights (N, F) are normalized in every
+    forward pass and adapt without being so.
+
+    Under softmax cross-entropy, because the neurons start equal, the first inner step has no
+    gradient for the backbone, as with HIDRA: Σ_c (p_c − y_c) = 0 multiplies one ∂logit/∂z. And
+    before that step the master has no effect. After it, it has, other than HIDRA's: that step is
+    orthogonal to w and grows like s / ‖w‖, so the master's length sets how far the neurons turn,
+    and its direction is the part of the features that the step does not see.
+    """
+
+    api_version = 1
+    identical_neurons = True
+
+    def __init__(
+        self,
+        features: int,
+        max_ways: int,
+        *,
+        scale: Annotated[float, "s at first; the outer loop learns it on"] = 10.0,
+    ) -> None:
+        super().__init__(features, max_ways)
+        self.master = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, features)))
+        # Its logarithm, so that no step can make it negative.
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_positive(scale))))
+
+    def initialize(
+        self,
+        ways: int,
+        support_features: Tensor | None,
+        support_labels: Tensor,
+        generator: torch.Generator,
+    ) -> FastWeights:
+        return {"weight": self.master.expand(ways, -1)}
+
+    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
+        weight = fast_weights["weight"]
+        cosines = F.linear(_unit(features.to(weight.dtype)), _unit(weight))
+        return self.log_scale.exp() * cosines
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows (n, F) of length 1. A row of zeros stays, and has finite derivatives of any order.
+
+    Features after a ReLU may all be zero.
+    """
+    return rows * torch.rsqrt(rows.square().sum(1, keepdim=True) + _SHORTEST**2)
+
+
 class _Fresh(_Linear):
     """Neurons made anew for every task: the head has no meta-parameters."""
 
@@ -184,3 +278,9 @@ class Zero(_Fresh):
             "weight": self.like.new_zeros(ways, self.features).requires_grad_(),
             "bias": bias.requires_grad_(),
         }
+
+
+def _positive(scale: float) -> float:
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"scale={scale} is not a positive number")
+    return scale

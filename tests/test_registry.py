@@ -77,7 +77,14 @@ def test_the_built_ins_are_listed_first_and_by_name(install: Install) -> None:
     install("aaa-plugins", {"aardvark": "good_module:Good"}, good_module=GOOD)
     names = [plugin.name for plugin in registry.plugins("dataset")]
     assert names == ["cifar-fs", "folder", "glyphs", "miniimagenet", "omniglot", "aardvark"]
-    assert [p.name for p in registry.plugins("head")] == ["hidra", "maml", "random", "zero"]
+    assert [p.name for p in registry.plugins("head")] == [
+        "cosine",
+        "hidra",
+        "maml",
+        "protomaml",
+        "random",
+        "zero",
+    ]
     assert [p.name for p in registry.plugins("backbone")] == ["conv4", "resnet12"]
 
 
@@ -241,7 +248,9 @@ def test_options_are_the_keyword_only_arguments() -> None:
 
 
 def test_options_of_a_built_in_head_are_read() -> None:
-    (master,) = options(load(find("head", "hidra")))
+    master, start, prior = options(load(find("head", "hidra")))
+    assert (start.name, start.default, start.type_name) == ("start", "xavier", "xavier | zero")
+    assert (prior.name, prior.default, prior.type_name) == ("prior", False, "bool")
     assert (master.name, master.default, master.type_name) == ("master", "tied", "tied | slots")
     assert "master learns" in master.help
 

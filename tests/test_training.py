@@ -71,7 +71,7 @@ def test_one_seed_gives_the_same_run_bit_for_bit(
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
-@pytest.mark.parametrize("other", ["random", "zero", "maml"])
+@pytest.mark.parametrize("other", ["random", "zero", "maml", "protomaml"])
 def test_two_heads_with_one_seed_share_backbone_and_tasks(
     tiny_images: PreparedImages, other: str
 ) -> None:
@@ -139,7 +139,7 @@ def test_learned_rates_move_at_a_rate_of_their_own_and_are_saved(
     )
 
 
-@pytest.mark.parametrize("head", ["hidra", "maml", "random", "zero"])
+@pytest.mark.parametrize("head", ["cosine", "hidra", "maml", "protomaml", "random", "zero"])
 @pytest.mark.parametrize("order", [1, 2])
 def test_every_head_trains_saves_and_reloads(
     tiny_images: PreparedImages, tmp_path: Path, head: str, order: int

@@ -1,4 +1,4 @@
-"""A head whose neurons start at the class prototypes, as in Proto-MAML.
+"""A head whose neurons start at the class prototypes, those of small classes shrunk.
 
 Snell, Swersky and Zemel 2017, "Prototypical Networks for Few-shot Learning", arXiv 1703.05175;
 Triantafillou et al. 2020, "Meta-Dataset", arXiv 1903.03096, section 3.
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 class PrototypeHead(Head):
     """Neurons that start as a prototypical network and then adapt.
 
-    A prototype is the mean of a class's support features: c_k = mean of z over class k. The
-    prototypical network's logit is the negative squared distance,
+    A class of few examples has an uncertain mean, so its prototype leans on the mean of the whole
+    support set, as if λ more examples of the class lay there:
 
-        −‖z − c_k‖² = 2 c_k·z − ‖c_k‖² − ‖z‖²,
+        c_k = (sum of z over class k + λ · mean of all z) / (examples of class k + λ)
 
-    whose last term is the same for every class and cancels under softmax. What is left is a
-    linear layer: w_k = 2 c_k, b_k = −‖c_k‖². Both are multiplied by a scale that the outer loop
-    learns (Oreshkin et al. 2018, "TADAM", arXiv 1805.10123, section 3.1).
+    The logit −s ‖z − c_k‖² is, but for a term that cancels under softmax, a linear layer:
+    w_k = 2 s c_k, b_k = −s ‖c_k‖². The outer loop learns λ, and the scale s (Oreshkin et al. 2018,
+    "TADAM", arXiv 1805.10123, section 3.1). With λ = 0 and s = 1 this is Proto-MAML, which is the
+    built-in head `protomaml`.
     """
 
     api_version = 1
@@ -42,12 +43,14 @@ class PrototypeHead(Head):
         scale: Annotated[
             float, "multiplies the squared distances at first; the outer loop learns it on"
         ] = 0.1,
+        shrinkage: Annotated[
+            float, "examples' worth of the overall mean in each prototype, at first"
+        ] = 0.5,
     ) -> None:
         super().__init__(features, max_ways)
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"scale={scale} is not a positive number")
-        # Its logarithm, so that no step can make it negative.
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        # Their logarithms, so that no step can make them negative.
+        self.log_scale = log_parameter("scale", scale)
+        self.log_shrinkage = log_parameter("shrinkage", shrinkage)
 
     def initialize(
         self,
@@ -60,15 +63,18 @@ class PrototypeHead(Head):
         assert support_features is not None  # needs_support
         # Weights that adapt are of the head's own type, whatever the features come in.
         z = support_features.to(self.log_scale.dtype)
-        c = prototypes(z, support_labels, ways)
-        scale = self.log_scale.exp()
+        scale, shrinkage = self.log_scale.exp(), self.log_shrinkage.exp()
+        member = F.one_hot(support_labels, ways).to(z)  # (n, N)
+        sums, counts = member.T @ z, member.sum(0)[:, None]
+        c = (sums + shrinkage * z.mean(0)) / (counts + shrinkage)
         return {"weight": 2 * scale * c, "bias": -scale * c.square().sum(1)}
 
     def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
         return F.linear(features, fast_weights["weight"], fast_weights["bias"])
 
 
-def prototypes(features: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """The mean feature of each class: features (n, F), labels (n,) in 0..N−1 → (N, F)."""
-    member = F.one_hot(labels, ways).to(features)  # (n, N)
-    return member.T @ features / member.sum(0)[:, None]
+def log_parameter(name: str, value: float) -> nn.Parameter:
+    """The logarithm of a positive number, as a meta-parameter."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}={value} is not a positive number")
+    return nn.Parameter(torch.tensor(math.log(value)))

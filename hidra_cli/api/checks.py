@@ -43,7 +43,8 @@ def _check_task(head: Head, ways: int) -> None:
     import torch
 
     labels = torch.arange(ways).repeat_interleave(_SHOTS)
-    features = torch.randn(len(labels), _FEATURES, dtype=torch.float64)
+    # With a history, as the engine's have: weights made from them alone can be differentiated by.
+    features = torch.randn(len(labels), _FEATURES, dtype=torch.float64, requires_grad=True)
     given = features if head.needs_support else None
 
     def start() -> dict[str, torch.Tensor]:

@@ -50,8 +50,9 @@ class Head(nn.Module, ABC):
         api_version: the `API_VERSION` the plugin was written for.
         any_ways: one meta-trained head serves any number of ways; else only `max_ways`.
         needs_support: `initialize` reads the support features.
-        identical_neurons: every task starts from N identical output neurons whose logits are
-            w·z + b. Under softmax the first inner step then has no gradient for the backbone.
+        identical_neurons: every task starts from N identical output neurons: one function of a
+            neuron and z gives every logit. Under softmax the first inner step then has no gradient
+            for the backbone.
         common_parameters: names of parameters that move all logits alike, by the same amount.
             Under softmax their meta-gradient is exactly zero, and the outer loop leaves them alone.
     """

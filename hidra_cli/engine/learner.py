@@ -79,7 +79,7 @@ class Learner(nn.Module):
 
     @property
     def symmetric(self) -> bool:
-        """Whether neurons start identical under softmax, so that what they share is inert."""
+        """Whether the first inner step has no gradient for the backbone: identical, in softmax."""
         return self.head.identical_neurons and self.loss_name == "softmax"
 
     def inert_parameters(self) -> Iterator[nn.Parameter]:

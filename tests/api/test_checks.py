@@ -23,7 +23,7 @@ from hidra_cli.api import (
 )
 from hidra_plugins.backbones import Conv4, ResNet12
 from hidra_plugins.glyphs import Glyphs
-from hidra_plugins.heads import Hidra, Maml, Random, Zero
+from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml, Random, Zero
 
 Shape = tuple[int, int, int]
 
@@ -170,10 +170,13 @@ BROKEN_HEADS: dict[type[Head], str] = {
 @pytest.mark.parametrize(
     ("head", "options"),
     [
+        (Cosine, {}),
+        (Cosine, {"scale": 2.0}),
         (Hidra, {}),
         (Hidra, {"master": "tied"}),
         (Hidra, {"master": "slots"}),
         (Maml, {}),
+        (ProtoMaml, {"scale": 0.1}),
         (Random, {}),
         (Random, {"scale": 0.1}),
         (Zero, {}),

@@ -47,18 +47,29 @@ def test_the_same_episode_is_the_same_task(hidra: Hidra, runs_dir: Path, cache_d
     assert first.json["classifier"] != other.json["classifier"]
 
 
-@pytest.mark.parametrize("normalization", ["support", "tasknorm", "none", "transductive"])
+@pytest.mark.parametrize(
+    ("normalization", "head"),
+    [
+        ("support", "hidra"),
+        ("tasknorm", "hidra"),
+        ("none", "hidra"),
+        ("transductive", "hidra"),
+        ("support", "cosine"),
+        ("tasknorm", "protomaml"),
+    ],
+)
 def test_the_saved_classifier_predicts_as_the_adapted_model(
     hidra: Hidra,
     cache_dir: Path,
     tmp_path: Path,
     tiny_images: PreparedImages,
     normalization: str,
+    head: str,
 ) -> None:
     done = hidra(
         "meta-train", *TINY_DATA, *TINY_MODEL, "--ways=3", "--iterations=2", "--test-episodes=0",
         "--validation-episodes=2", f"--normalization={normalization}", "--name=run", "-q",
-        "--cache-dir", cache_dir, "--runs-dir", tmp_path,
+        "--cache-dir", cache_dir, "--runs-dir", tmp_path, f"--head={head}",
     )  # fmt: skip
     assert done.code == 0, done.err
     model = load_model(tmp_path / "run", CPU, steps=2)

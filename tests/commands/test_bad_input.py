@@ -27,7 +27,10 @@ def assert_refused(done: Finished, code: int, *said: str) -> None:
         (["--head=hydra"], ["no head called 'hydra'", "did you mean 'hidra'", "maml"]),
         (["--backbone=conv5"], ["no backbone called 'conv5'", "did you mean 'conv4'"]),
         (["--dataset=omniglott"], ["no dataset called 'omniglott'", "did you mean 'omniglot'"]),
-        (["--head=maml", "--ways=2-5"], ["serves only the number of ways", "hidra, random, zero"]),
+        (
+            ["--head=maml", "--ways=2-5"],
+            ["serves only the number of ways", "cosine, hidra, protomaml, random, zero"],
+        ),
         (["--ways=0"], ["tasks.ways = 0 (flag)", "0 is not positive"]),
         (["--ways=-3"], ["tasks.ways", "-3 is not positive"]),
         (["--ways=1"], ["at least 2 ways"]),
@@ -48,6 +51,7 @@ def assert_refused(done: Finished, code: int, *said: str) -> None:
         (["--data-opt=alphabets=2"], ["alphabets must be at least 3, not 2"]),
         (["--source=nowhere"], ["the source nowhere does not exist"]),
         (["--adapt=body"], ["only the body adapts"]),
+        (["--adapt=body", "--head=cosine"], ["only the body adapts"]),
         (["--preset=nothing"], ["no preset called 'nothing'"]),
         (["--config=nowhere.toml"], ["nowhere.toml cannot be read"]),
     ],
@@ -193,7 +197,7 @@ def test_a_fixed_way_model_asked_for_other_ways(
     done = hidra("evaluate", runs_dir / "maml3", "--ways=2,5", *place)
     assert_refused(done, 2, "serves only the number of ways it was trained for (3)", "--ways 3")
     done = hidra("adapt", "--checkpoint", runs_dir / "maml3", "--ways=7", *place)
-    assert_refused(done, 2, "hidra, random, zero")
+    assert_refused(done, 2, "cosine, hidra, protomaml, random, zero")
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def test_version_info_and_plugins(hidra: Hidra, tmp_path: Path) -> None:
     assert facts["cache"] == str(tmp_path)
     found = {(p["kind"], p["name"]) for p in hidra("plugins", "list", "--json").json["plugins"]}
     assert {("head", "hidra"), ("head", "maml"), ("head", "random"), ("head", "zero"),
+            ("head", "protomaml"), ("head", "cosine"),
             ("backbone", "conv4"), ("backbone", "resnet12"), ("dataset", "glyphs"),
             ("dataset", "omniglot"), ("dataset", "cifar-fs"), ("dataset", "miniimagenet"),
             ("dataset", "folder")} <= found  # fmt: skip

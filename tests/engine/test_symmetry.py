@@ -86,7 +86,11 @@ def test_the_meta_gradient_does_not_depend_on_the_master_and_its_own_is_zero(
 
 
 @few
-@given(mode=modes, ways=st.integers(2, 8), head=st.sampled_from(["hidra", "hidra-slots", "zero"]))
+@given(
+    mode=modes,
+    ways=st.integers(2, 8),
+    head=st.sampled_from(["cosine", "hidra", "hidra-slots", "zero"]),
+)
 def test_the_first_inner_step_has_no_gradient_for_the_backbone(
     mode: Mode, ways: int, head: str
 ) -> None:
@@ -96,6 +100,42 @@ def test_the_first_inner_step_has_no_gradient_for_the_backbone(
     loss = F.cross_entropy(learner.support_logits(weights, task), task.support_labels)
     gradients = torch.autograd.grad(loss, list(weights.body.values()))
     assert max(g.abs().max().item() for g in gradients) <= 1e-14
+
+
+@few
+@given(mode=modes, ways=st.integers(2, 6), steps=st.integers(0, 3), order=st.sampled_from([1, 2]))
+def test_the_master_of_the_cosine_head_matters_from_the_first_step_on(
+    mode: Mode, ways: int, steps: int, order: Literal[1, 2]
+) -> None:
+    batch, learner = make_batch(ways=ways), make_learner("cosine", ways=ways, normalization=mode)
+    meta_gradient(learner, batch, InnerLoop(steps, 0.3, order=order))
+    sizes = {n: p.grad.norm() for n, p in learner.named_parameters() if p.grad is not None}
+    if steps == 0:
+        assert max(sizes.values()) <= 1e-13
+    else:
+        assert sizes["head.master"] > 1e-4
+        assert sizes["head.log_scale"] > 1e-4
+
+
+@pytest.mark.parametrize("change", ["length", "direction"])
+def test_length_and_direction_of_the_cosine_heads_master_change_predictions(change: str) -> None:
+    task, learner = make_batch(tasks=1).task(0), make_learner("cosine")
+    before = [predictions(learner, task, steps) for steps in (0, 1)]
+    master = learner.head.get_parameter("master")
+    master.data = master * 2 if change == "length" else master.flip(1)
+    after = [predictions(learner, task, steps) for steps in (0, 1)]
+    assert (after[0] - before[0]).abs().max() <= 1e-14
+    assert (after[1] - before[1]).abs().max() > 1e-3
+
+
+def test_the_cosine_heads_first_step_is_orthogonal_to_the_master() -> None:
+    learner, task = make_learner("cosine"), make_batch(tasks=1).task(0)
+    weights = learner.initial_weights(task).detached()
+    loss = F.cross_entropy(learner.support_logits(weights, task), task.support_labels)
+    (gradient,) = torch.autograd.grad(loss, weights.head["weight"])
+    along = F.cosine_similarity(gradient, weights.head["weight"])
+    assert gradient.norm() > 1e-2
+    assert along.abs().max() <= 1e-5  # but for the number that guards against length 0
 
 
 def test_the_first_inner_step_of_maml_has_a_gradient_for_the_backbone() -> None:
@@ -139,7 +179,7 @@ def test_relabelling_the_classes_changes_mamls_predictions(mode: Mode) -> None:
 @given(
     ways=st.integers(2, 5),
     steps=st.integers(0, 3),
-    head=st.sampled_from(["hidra", "maml", "random", "zero"]),
+    head=st.sampled_from(["cosine", "hidra", "maml", "protomaml", "random", "zero"]),
     mode=st.sampled_from(["support", "tasknorm", "none"]),
 )
 def test_a_querys_logits_do_not_depend_on_the_other_queries(

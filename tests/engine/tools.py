@@ -7,44 +7,22 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from hidra_cli.api import FastWeights, Head
 from hidra_cli.engine.learner import Learner, Precision
 from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.normalization import Mode, adapting, norm_factory
 from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4
-from hidra_plugins.heads import Hidra, Maml, Random, Zero
-
-
-class Prototypes(Head):
-    """A head of somebody else's: starts from class means, so it depends on the backbone."""
-
-    api_version = 1
-    needs_support = True
-
-    def initialize(
-        self,
-        ways: int,
-        support_features: Tensor | None,
-        support_labels: Tensor,
-        generator: torch.Generator,
-    ) -> FastWeights:
-        assert support_features is not None
-        means = torch.stack([support_features[support_labels == c].mean(0) for c in range(ways)])
-        return {"weight": 2 * means, "bias": -means.square().sum(1)}
-
-    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
-        return features @ fast_weights["weight"].T + fast_weights["bias"]
-
+from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml, Random, Zero
 
 HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "cosine": (Cosine, {}),
     "hidra": (Hidra, {}),
     "hidra-slots": (Hidra, {"master": "slots"}),
     "maml": (Maml, {}),
     "random": (Random, {}),
     "zero": (Zero, {}),
-    "prototypes": (Prototypes, {}),
+    "protomaml": (ProtoMaml, {}),
 }
 MODES: tuple[Mode, ...] = get_args(Mode)
 

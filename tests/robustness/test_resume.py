@@ -56,6 +56,8 @@ HEADS = {
     "hidra-learned": ["--rates=learned", "--multi-step=5", "--second-order-from=3"],
     "hidra-sigmoid": ["--loss=sigmoid", "--inner-lr=0.1"],
     "maml": ["--head=maml", "--ways=3"],
+    "protomaml": ["--head=protomaml"],
+    "cosine": ["--head=cosine"],
     "random": ["--head=random"],
     "zero": ["--head=zero"],
 }
