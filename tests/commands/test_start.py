@@ -98,7 +98,8 @@ def test_plugins_show_tells_options_with_types_and_defaults(hidra: Hidra) -> Non
     assert shown["version"] == __version__
     assert shown["status"] == "loads"
     assert shown["abilities"] == {"ways": "any number"}
-    (option,) = shown["options"]
+    option, *others = shown["options"]
+    assert [other["name"] for other in others] == ["start", "prior"]
     assert (option["name"], option["type"], option["default"]) == ("master", "tied | slots", "tied")
     assert "slot" in option["help"]
     text = hidra("plugins", "show", "backbone:conv4").out
