@@ -13,7 +13,18 @@ from typing import Annotated
 import typer
 
 from hidra_cli import __version__
-from hidra_cli.commands import adapt, evaluate, info, meta_train, plugins, predict, prepare, report
+from hidra_cli.commands import (
+    adapt,
+    completing,
+    evaluate,
+    info,
+    meta_train,
+    plugins,
+    predict,
+    prepare,
+    presets,
+    report,
+)
 from hidra_cli.errors import EXIT_FAILED, HidraError, PluginError
 
 app = typer.Typer(
@@ -31,6 +42,7 @@ app.command("adapt")(adapt.adapt)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
 app.add_typer(plugins.app, name="plugins")
+app.add_typer(presets.app, name="presets")
 app.command("info")(info.info)
 
 
@@ -51,6 +63,8 @@ def _root(
 
 def main() -> None:
     """Run the command line; every failure ends in a message and an exit code."""
+    if completing.VARIABLE in os.environ:
+        completing.complete(app)
     debug = "--debug" in sys.argv or bool(os.environ.get("HIDRA_DEBUG"))
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import hidra_data
 from hidra_cli.errors import PluginError, UsageError
+from hidra_cli.presets import preset_names
 from hidra_cli.registry import Option
 from hidra_cli.settings import (
     DatasetSettings,
@@ -24,7 +25,6 @@ from hidra_cli.settings import (
     parse_assignments,
     parse_numbers,
     plugin_options,
-    preset_names,
     resolve,
 )
 

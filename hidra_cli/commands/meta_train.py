@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import common, completing
 
 if TYPE_CHECKING:
     from hidra_cli.console import Console
@@ -61,7 +61,10 @@ def _option(section: str, text: str, **more: Any) -> Any:
 
 
 def meta_train(
-    dataset: Annotated[str | None, _option("Dataset", "Name of a dataset. [glyphs]")] = None,
+    dataset: Annotated[
+        str | None,
+        _option("Dataset", "Name of a dataset. [glyphs]", autocompletion=completing.datasets),
+    ] = None,
     source: common.Source = None,
     data_opt: common.DataOpt = None,
     ways: Annotated[
@@ -69,11 +72,16 @@ def meta_train(
     ] = None,
     shots: Annotated[str | None, _option("Tasks", "Support images per class. [1]")] = None,
     queries: Annotated[str | None, _option("Tasks", "Query images per class. [5]")] = None,
-    backbone: Annotated[str | None, _option("Model", "Name of a backbone. [conv4]")] = None,
+    backbone: Annotated[
+        str | None,
+        _option("Model", "Name of a backbone. [conv4]", autocompletion=completing.backbones),
+    ] = None,
     bb_opt: Annotated[
         list[str] | None, _option("Model", "Option of the backbone.", metavar="NAME=VALUE")
     ] = None,
-    head: Annotated[str | None, _option("Model", "Name of a head. [hidra]")] = None,
+    head: Annotated[
+        str | None, _option("Model", "Name of a head. [hidra]", autocompletion=completing.heads)
+    ] = None,
     head_opt: Annotated[
         list[str] | None, _option("Model", "Option of the head.", metavar="NAME=VALUE")
     ] = None,
@@ -122,10 +130,18 @@ def meta_train(
     ] = None,
     resume: Annotated[
         str | None,
-        _option("Run", "Go on with a run: its directory or name, or latest.", metavar="RUN"),
+        _option(
+            "Run",
+            "Go on with a run: its directory or name, or latest.",
+            metavar="RUN",
+            autocompletion=completing.runs_to_resume,
+        ),
     ] = None,
     config: Annotated[Path | None, _option("Run", "TOML file of settings.")] = None,
-    preset: Annotated[str | None, _option("Run", "Settings that ship with hidra.")] = None,
+    preset: Annotated[
+        str | None,
+        _option("Run", "Settings that ship with hidra.", autocompletion=completing.presets),
+    ] = None,
     name: Annotated[str | None, _option("Run", "Name of the run directory.")] = None,
     runs_dir: common.RunsDir = None,
     cache_dir: common.CacheDir = None,
