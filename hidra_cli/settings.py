@@ -41,7 +41,13 @@ RESERVED_VARIABLES = {
     "HIDRA_DEBUG",
 }
 # What a resumed run may do otherwise: the steps already taken would have been the same.
-MAY_CHANGE = {"outer.iterations", "outer.test_episodes", "run.device", "run.save_seconds"}
+MAY_CHANGE = {
+    "outer.iterations",
+    "outer.test_episodes",
+    "run.device",
+    "run.log",
+    "run.save_seconds",
+}
 # Beside the project's own tests, which find real data through it.
 RESERVED_PREFIXES = ("HIDRA_TEST_",)
 
@@ -191,6 +197,7 @@ class RunSettings(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    log: Literal["csv", "tensorboard"] = "csv"
     save_seconds: float = Field(60.0, ge=0)
 
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"runs"},
     {"components", "contracts", "episodes", "pictures"},
     {"models"},
-    {"adaptation", "classifiers", "evaluation", "picture", "resuming"},
+    {"adaptation", "classifiers", "evaluation", "picture", "resuming", "tensorboard"},
     {"report"},
     {"training"},
     {"commands"},

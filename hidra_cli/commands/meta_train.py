@@ -46,6 +46,7 @@ _FLAGS = {
     "seed": "run.seed",
     "device": "run.device",
     "precision": "run.precision",
+    "log": "run.log",
     "save_seconds": "run.save_seconds",
 }
 _OPTION_FLAGS = {
@@ -127,6 +128,10 @@ def meta_train(
     precision: Annotated[str | None, _option("Run", "float32 or bfloat16. [float32]")] = None,
     save_seconds: Annotated[
         str | None, _option("Run", "Longest time between two checkpoints. [60]")
+    ] = None,
+    log: Annotated[
+        str | None,
+        _option("Run", "csv, or tensorboard for events in RUN/tensorboard too. [csv]"),
     ] = None,
     resume: Annotated[
         str | None,
@@ -258,9 +263,11 @@ def _train(
     from hidra_cli.components import check_head_can
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.runs import create_run, owning
+    from hidra_cli.tensorboard import check_log
     from hidra_cli.training import MetaTrainer
 
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
+    check_log(settings.run.log)
     device = resolve_device(settings.run.device)
     images = common.open_images(settings.dataset, cache_dir, console)
     trainer = MetaTrainer(settings, images, device)
