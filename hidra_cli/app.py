@@ -15,12 +15,14 @@ import typer
 from hidra_cli import __version__
 from hidra_cli.commands import (
     adapt,
+    completing,
     evaluate,
     info,
     meta_train,
     plugins,
     predict,
     prepare,
+    presets,
     report,
     study,
 )
@@ -42,6 +44,7 @@ app.command("predict")(predict.predict)
 app.command("report")(report.report)
 app.command("study")(study.study)
 app.add_typer(plugins.app, name="plugins")
+app.add_typer(presets.app, name="presets")
 app.command("info")(info.info)
 
 
@@ -62,6 +65,8 @@ def _root(
 
 def main() -> None:
     """Run the command line; every failure ends in a message and an exit code."""
+    if completing.VARIABLE in os.environ:
+        completing.complete(app)
     debug = "--debug" in sys.argv or bool(os.environ.get("HIDRA_DEBUG"))
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):

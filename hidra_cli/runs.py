@@ -58,6 +58,11 @@ class RunDir:
         return self.path / "environment.json"
 
     @property
+    def events(self) -> Path:
+        """TensorBoard's files."""
+        return self.path / "tensorboard"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 

@@ -10,7 +10,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -29,6 +28,7 @@ from pydantic import (
 )
 
 from hidra_cli.errors import PluginError, UsageError
+from hidra_cli.presets import preset_text
 from hidra_cli.registry import Option, nearest
 
 MOST_WAYS_OR_SHOTS = 100_000
@@ -41,7 +41,13 @@ RESERVED_VARIABLES = {
     "HIDRA_DEBUG",
 }
 # What a resumed run may do otherwise: the steps already taken would have been the same.
-MAY_CHANGE = {"outer.iterations", "outer.test_episodes", "run.device", "run.save_seconds"}
+MAY_CHANGE = {
+    "outer.iterations",
+    "outer.test_episodes",
+    "run.device",
+    "run.log",
+    "run.save_seconds",
+}
 # Beside the project's own tests, which find real data through it.
 RESERVED_PREFIXES = ("HIDRA_TEST_",)
 
@@ -205,6 +211,7 @@ class RunSettings(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    log: Literal["csv", "tensorboard"] = "csv"
     save_seconds: float = Field(60.0, ge=0)
 
 
@@ -262,7 +269,7 @@ def resolve(
     if base is not None:
         layers.append((base[0], _flatten(base[1])))
     if preset is not None:
-        layers.append((f"preset {preset}", _flatten(_parse_toml(_preset_text(preset), preset))))
+        layers.append((f"preset {preset}", _flatten(_parse_toml(preset_text(preset), preset))))
     if config is not None:
         layers.append((str(config), _flatten(_parse_toml(_read(config), str(config)))))
     layers.append(("environment", _from_environment(os.environ if environ is None else environ)))
@@ -386,13 +393,6 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
     return found
 
 
-def preset_names() -> list[str]:
-    """The presets that ship with hidra."""
-    folder = resources.files("hidra_data") / "presets"
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
-
-
 def _keys() -> tuple[str, ...]:
     return tuple(
         f"{section}.{key}"
@@ -488,14 +488,3 @@ def _check_values(value: Any) -> None:
     if isinstance(value, list | tuple):
         for part in value:
             _check_values(part)
-
-
-def _preset_text(name: str) -> str:
-    names = preset_names()
-    if name not in names:
-        raise UsageError(
-            f"there is no preset called '{name}'",
-            why=nearest(name, names),
-            fix="choose one of " + ", ".join(names),
-        )
-    return (resources.files("hidra_data") / "presets" / f"{name}.toml").read_text("utf-8")

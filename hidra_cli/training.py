@@ -41,6 +41,7 @@ from hidra_cli.runs import MetricsFile, RunDir
 from hidra_cli.settings import OuterSettings, Settings
 from hidra_cli.store.reader import ClassTable, PreparedImages
 from hidra_cli.streams import stream_key
+from hidra_cli.tensorboard import open_metrics
 
 METRICS = (
     "iteration",
@@ -251,7 +252,7 @@ class MetaTrainer:
             RunError: a file could not be written; the last good checkpoint is named.
         """
         outer, begun, first = self.settings.outer, time.monotonic(), self.iteration
-        metrics = MetricsFile(run.metrics, METRICS, kept=self.iteration)
+        metrics = open_metrics(self.settings.run.log, run, METRICS, kept=self.iteration)
         if metrics.missing:
             console.warn(f"{metrics.missing} rows of {run.metrics} are gone; it goes on without")
         try:

@@ -34,7 +34,7 @@ def test_there_are_command_lines_to_check() -> None:
 def test_every_command_line_is_understood(hidra: Hidra, page: str, words: list[str]) -> None:
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
     # Subcommands first: `plugins show` has flags of its own.
-    command = words[:2] if words[0] == "plugins" else words[:1]
+    command = words[:2] if words[0] in ("plugins", "presets") else words[:1]
     done = hidra(*command, "--help")
     assert done.code == 0, (page, words)
     offered = set(re.findall(r"--[a-z][a-z-]*", done.out))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import hidra_data
 from hidra_cli.errors import PluginError, UsageError
+from hidra_cli.presets import preset_names
 from hidra_cli.registry import Option
 from hidra_cli.settings import (
     DatasetSettings,
@@ -24,7 +25,6 @@ from hidra_cli.settings import (
     parse_assignments,
     parse_numbers,
     plugin_options,
-    preset_names,
     resolve,
 )
 
@@ -151,7 +151,7 @@ def test_rows_show_every_setting_once_in_the_order_of_the_models() -> None:
     keys = [key for key, _, _ in resolve({}, environ={}).rows()]
     assert keys[:2] == ["dataset.name", "dataset.source"]
     assert keys[-1] == "run.save_seconds"
-    assert len(keys) == len(set(keys)) == 35
+    assert len(keys) == len(set(keys)) == 36
 
 
 def test_a_lower_layer_s_bad_value_does_not_matter_when_overridden(tmp_path: Path) -> None:

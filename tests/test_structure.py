@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up; a room imports only from floors below, or from its own.
 FLOORS = [
     {"errors"},
-    {"api", "console", "registry", "settings", "files", "streams", "interrupts"},
+    {"api", "console", "registry", "presets", "settings", "files", "streams", "interrupts"},
     {"store", "engine", "checkpoints"},
     {"runs"},
     {"components", "contracts", "episodes", "pictures"},
     {"models"},
-    {"adaptation", "classifiers", "evaluation", "picture", "resuming"},
+    {"adaptation", "classifiers", "evaluation", "picture", "resuming", "tensorboard"},
     {"report", "studies"},
     {"training"},
     {"commands"},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import common, completing
 from hidra_cli.commands.adapting import Wish, check_finite, home_of, show_steps
 
 if TYPE_CHECKING:
@@ -28,7 +28,11 @@ def adapt(
         int | None, typer.Option(help="Support images per class. [as trained]")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A run directory or checkpoint. [the latest run]")
+        Path | None,
+        typer.Option(
+            help="A run directory or checkpoint. [the latest run]",
+            autocompletion=completing.run_paths,
+        ),
     ] = None,
     steps: Annotated[
         int | None,
@@ -73,7 +77,11 @@ def adapt(
     ] = 0,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Another dataset than the run's.", rich_help_panel=_DRAWN),
+        typer.Option(
+            help="Another dataset than the run's.",
+            rich_help_panel=_DRAWN,
+            autocompletion=completing.datasets,
+        ),
     ] = None,
     source: common.Source = None,
     data_opt: common.DataOpt = None,

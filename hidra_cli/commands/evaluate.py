@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import common, completing
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 def evaluate(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run directories or checkpoints. [the latest run]", show_default=False),
+        typer.Argument(
+            help="Run directories or checkpoints. [the latest run]",
+            show_default=False,
+            autocompletion=completing.run_paths,
+        ),
     ] = None,
     ways: Annotated[
         str | None, typer.Option(help="Classes per task: 5, 2-20 or 2,5. [2,5,10,20]")
@@ -38,7 +42,10 @@ def evaluate(
     ] = None,
     split: common.Split = "test",
     dataset: Annotated[
-        str | None, typer.Option(help="Another dataset than the first run's.")
+        str | None,
+        typer.Option(
+            help="Another dataset than the first run's.", autocompletion=completing.datasets
+        ),
     ] = None,
     source: common.Source = None,
     data_opt: common.DataOpt = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import common, completing
 
 if TYPE_CHECKING:
     from hidra_cli.console import Console
@@ -51,6 +51,7 @@ _FLAGS = {
     "seed": "run.seed",
     "device": "run.device",
     "precision": "run.precision",
+    "log": "run.log",
     "save_seconds": "run.save_seconds",
 }
 _OPTION_FLAGS = {
@@ -66,7 +67,10 @@ def _option(section: str, text: str, **more: Any) -> Any:
 
 
 def meta_train(
-    dataset: Annotated[str | None, _option("Dataset", "Name of a dataset. [glyphs]")] = None,
+    dataset: Annotated[
+        str | None,
+        _option("Dataset", "Name of a dataset. [glyphs]", autocompletion=completing.datasets),
+    ] = None,
     source: common.Source = None,
     data_opt: common.DataOpt = None,
     ways: Annotated[
@@ -74,11 +78,16 @@ def meta_train(
     ] = None,
     shots: Annotated[str | None, _option("Tasks", "Support images per class. [1]")] = None,
     queries: Annotated[str | None, _option("Tasks", "Query images per class. [5]")] = None,
-    backbone: Annotated[str | None, _option("Model", "Name of a backbone. [conv4]")] = None,
+    backbone: Annotated[
+        str | None,
+        _option("Model", "Name of a backbone. [conv4]", autocompletion=completing.backbones),
+    ] = None,
     bb_opt: Annotated[
         list[str] | None, _option("Model", "Option of the backbone.", metavar="NAME=VALUE")
     ] = None,
-    head: Annotated[str | None, _option("Model", "Name of a head. [hidra]")] = None,
+    head: Annotated[
+        str | None, _option("Model", "Name of a head. [hidra]", autocompletion=completing.heads)
+    ] = None,
     head_opt: Annotated[
         list[str] | None, _option("Model", "Option of the head.", metavar="NAME=VALUE")
     ] = None,
@@ -141,12 +150,24 @@ def meta_train(
     save_seconds: Annotated[
         str | None, _option("Run", "Longest time between two checkpoints. [60]")
     ] = None,
+    log: Annotated[
+        str | None,
+        _option("Run", "csv, or tensorboard for events in RUN/tensorboard too. [csv]"),
+    ] = None,
     resume: Annotated[
         str | None,
-        _option("Run", "Go on with a run: its directory or name, or latest.", metavar="RUN"),
+        _option(
+            "Run",
+            "Go on with a run: its directory or name, or latest.",
+            metavar="RUN",
+            autocompletion=completing.runs_to_resume,
+        ),
     ] = None,
     config: Annotated[Path | None, _option("Run", "TOML file of settings.")] = None,
-    preset: Annotated[str | None, _option("Run", "Settings that ship with hidra.")] = None,
+    preset: Annotated[
+        str | None,
+        _option("Run", "Settings that ship with hidra.", autocompletion=completing.presets),
+    ] = None,
     name: Annotated[str | None, _option("Run", "Name of the run directory.")] = None,
     runs_dir: common.RunsDir = None,
     cache_dir: common.CacheDir = None,
@@ -263,9 +284,11 @@ def _train(
     from hidra_cli.components import check_head_can
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.runs import create_run, owning
+    from hidra_cli.tensorboard import check_log
     from hidra_cli.training import MetaTrainer
 
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
+    check_log(settings.run.log)
     device = resolve_device(settings.run.device)
     images = common.open_images(settings.dataset, cache_dir, console)
     trainer = MetaTrainer(settings, images, device)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import common, completing
 
 if TYPE_CHECKING:
     from hidra_cli.scaffold import Skeleton
@@ -54,7 +54,12 @@ def list_plugins(
 
 @app.command("show")
 def show(
-    plugin: Annotated[str, typer.Argument(help="KIND:NAME, for example head:hidra.")],
+    plugin: Annotated[
+        str,
+        typer.Argument(
+            help="KIND:NAME, for example head:hidra.", autocompletion=completing.kinds_and_plugins
+        ),
+    ],
     json_output: common.Json = False,
     quiet: common.Quiet = False,
     debug: common.Debug = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import common, completing
 
 if TYPE_CHECKING:
     from hidra_cli.components import DatasetChoice
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="Name of the dataset (`hidra plugins list`).")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the dataset (`hidra plugins list`).", autocompletion=completing.datasets
+        ),
+    ],
     source: common.Source = None,
     data_opt: common.DataOpt = None,
     cache_dir: common.CacheDir = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import common, completing
 
 if TYPE_CHECKING:
     from hidra_cli.console import Console
@@ -23,7 +23,11 @@ USUAL_EPISODES = 100
 def report(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run directories. [the latest run]", show_default=False),
+        typer.Argument(
+            help="Run directories. [the latest run]",
+            show_default=False,
+            autocompletion=completing.run_paths,
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -23,7 +23,9 @@ def run_python(code: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, text=True, capture_output=True, env=environ, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plugins", "list"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["plugins", "list"], ["presets", "list"]]
+)
 def test_light_commands_import_nothing_heavy_and_write_nothing(
     tmp_path: Path, arguments: list[str]
 ) -> None:

@@ -20,12 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hidra_cli.errors import UsageError
+from hidra_cli.presets import preset_names
 from hidra_cli.settings import (
     MOST_WAYS_OR_SHOTS,
     Settings,
     format_numbers,
     parse_numbers,
-    preset_names,
     resolve,
 )
 

@@ -1,0 +1,65 @@
+"""`hidra presets`: the settings that ship with hidra."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hidra_cli.commands import common, completing
+
+app = typer.Typer(help="List and show the settings that ship with hidra.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_presets(
+    json_output: common.Json = False,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """List every preset and what it is for.
+
+    Next: hidra presets show NAME
+    """
+    from hidra_cli.presets import preset_names, preset_text, summary_of
+
+    console = common.make_console(json_output, quiet, verbose=False)
+    found = [(name, summary_of(preset_text(name))) for name in preset_names()]
+    console.table("Presets", ["name", "what"], found, left=2)
+    console.result({"presets": [{"name": name, "summary": what} for name, what in found]})
+
+
+@app.command("show")
+def show(
+    name: Annotated[
+        str, typer.Argument(help="Name of a preset.", autocompletion=completing.presets)
+    ],
+    json_output: common.Json = False,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Print a preset as the TOML file it is, with its comments.
+
+    Examples:
+
+      hidra presets show omniglot-5way
+
+      hidra presets show omniglot-5way > mine.toml
+
+    Next: hidra meta-train --preset NAME, or --config mine.toml
+    """
+    import tomllib
+
+    from hidra_cli.presets import preset_text, summary_of
+
+    console = common.make_console(json_output, quiet, verbose=False)
+    text = preset_text(name)
+    console.raw(text)
+    console.result(
+        {
+            "name": name,
+            "summary": summary_of(text),
+            "settings": tomllib.loads(text),
+            "text": text,
+        }
+    )
