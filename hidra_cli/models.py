@@ -183,6 +183,7 @@ def _build(settings: Settings, image_shape: tuple[int, int, int], max_ways: int)
         max_ways,
         seed=settings.run.seed,
         precision=settings.run.precision,
+        restoring=True,
     )
 
 
