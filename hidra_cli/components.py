@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,13 +54,23 @@ def choose_dataset(settings: DatasetSettings) -> DatasetChoice:
     return DatasetChoice(plugin, dataset, key, source)
 
 
-def build_learner(settings: Settings, image_shape: tuple[int, int, int], max_ways: int) -> Learner:
+def build_learner(
+    settings: Settings,
+    image_shape: tuple[int, int, int],
+    max_ways: int,
+    *,
+    restoring: bool = False,
+) -> Learner:
     """Resolve and build backbone and head on the CPU, each from its own stream of the seed.
 
     Two heads with one seed therefore start from the same backbone.
 
+    Args:
+        restoring: its weights will come from a checkpoint, so that pre-trained ones are not read.
+
     Raises:
         UsageError: unknown plugin, option or value.
+        DataError: pre-trained weights cannot be had.
         PluginError: a plugin fails or breaks its contract.
     """
     import torch
@@ -81,6 +92,9 @@ def build_learner(settings: Settings, image_shape: tuple[int, int, int], max_way
                 why="it sets no number of features",
                 fix=registry.blame(plugin),
             )
+        if not restoring:
+            with _told(plugin):
+                backbone.load_pretrained()
         torch.manual_seed(stream_key(seed, "head"))
         plugin, component, options = _chosen("head", model.head, model.head_options)
         head = build(plugin, component, backbone.features, max_ways, **options)
@@ -99,8 +113,14 @@ def build(plugin: registry.Plugin, component: type[Any], *args: Any, **options: 
         UsageError: the plugin refused a value (it raised ValueError).
         PluginError: it raised anything else.
     """
-    try:
+    with _told(plugin):
         return component(*args, **options)
+
+
+@contextlib.contextmanager
+def _told(plugin: registry.Plugin) -> Iterator[None]:
+    try:
+        yield
     except HidraError:
         raise
     except ValueError as exc:

@@ -140,7 +140,7 @@ def restore_learner(
     if normalization is not None:
         model = settings.model.model_copy(update={"normalization": normalization})
         settings = settings.model_copy(update={"model": model})
-    learner = build_learner(settings, image_shape, max_ways)
+    learner = build_learner(settings, image_shape, max_ways, restoring=True)
     if learner.state_dict().keys() != checkpoint.part("model").keys() and normalization != trained:
         raise UsageError(
             f"{checkpoint.path} cannot be used with {normalization} normalization",
@@ -172,7 +172,7 @@ def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], i
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
         raise incomplete(checkpoint, exc) from exc
     with contextlib.suppress(PluginError), torch.device("meta"):  # not every plugin can do without
-        expected = _sizes(build_learner(settings, (c, h, w), max_ways).state_dict())
+        expected = _sizes(build_learner(settings, (c, h, w), max_ways, restoring=True).state_dict())
         held = _sizes(checkpoint.part("model"))
         for name in sorted(expected.keys() | held.keys()):
             if expected.get(name) != held.get(name):

@@ -98,13 +98,21 @@ class MetaTrainer:
         settings: of the run.
         images: the prepared dataset.
         device: where the model and the episodes live.
+        restoring: `restore` will be called, so that pre-trained weights are not read.
 
     Raises:
         UsageError, DataError, PluginError: the settings cannot work with this data; checked here,
             before the first step.
     """
 
-    def __init__(self, settings: Settings, images: PreparedImages, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        images: PreparedImages,
+        device: torch.device,
+        *,
+        restoring: bool = False,
+    ) -> None:
         tasks, seed = settings.tasks, settings.run.seed
         check_head_can(settings, tasks.ways)
         self.settings = settings
@@ -119,7 +127,7 @@ class MetaTrainer:
         self.validation_episodes = EpisodeSampler(
             validation, self.validation_ways, tasks.shots, tasks.queries, seed
         )
-        learner = build_learner(settings, images.image_shape, max(tasks.ways))
+        learner = build_learner(settings, images.image_shape, max(tasks.ways), restoring=restoring)
         check_learner(learner, settings.model, images.image_shape, min(tasks.ways))
         self.learner: Learner = learner.to(device)
         self.names = [name for name, _ in self.learner.named_parameters()]

@@ -103,6 +103,7 @@ def check_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         built = backbone(image_shape, norm, **options)
+        built.load_pretrained()
         images = torch.rand(3, *image_shape)
     name = backbone.__name__
     assert made, f"{name} never calls norm(channels): the run's normalization would have no effect"

@@ -37,6 +37,14 @@ class Backbone(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W), float in [0, 1], → features (n, F)."""
 
+    def load_pretrained(self) -> None:
+        """Read weights from files or downloads, where there are such.
+
+        Called once on a new model, never on one that gets its weights from a checkpoint: a
+        checkpoint must do without those files. Raise `ValueError` for a bad option value,
+        `DataError` for a file that is missing or damaged.
+        """
+
 
 class Head(nn.Module, ABC):
     """An output layer: how its weights start in a new task, and how they give logits.

@@ -291,9 +291,10 @@ def _train(
     check_log(settings.run.log)
     device = resolve_device(settings.run.device)
     images = common.open_images(settings.dataset, cache_dir, console)
-    trainer = MetaTrainer(settings, images, device)
-    if resumed is not None and resumed.checkpoint is not None:
-        trainer.restore(resumed.checkpoint)
+    checkpoint = resumed.checkpoint if resumed is not None else None
+    trainer = MetaTrainer(settings, images, device, restoring=checkpoint is not None)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
     test_episodes = _test_episodes(trainer, console)
     if dry_run:
         _dry_run(trainer, console)
