@@ -61,8 +61,7 @@ class Classifier:
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W) in [0, 1] → class probabilities (n, N)."""
-        features = self.learner.features(self.weights.body, images)
-        return self.learner.head.logits(self.weights.head, features).float().softmax(1)
+        return self.learner.logits(self.weights, images).softmax(1)
 
     def predict(
         self, paths: Sequence[Path], batch: int = 64
