@@ -13,7 +13,17 @@ from typing import Annotated
 import typer
 
 from hidra_cli import __version__
-from hidra_cli.commands import adapt, evaluate, info, meta_train, plugins, predict, prepare, report
+from hidra_cli.commands import (
+    adapt,
+    evaluate,
+    export,
+    info,
+    meta_train,
+    plugins,
+    predict,
+    prepare,
+    report,
+)
 from hidra_cli.errors import EXIT_FAILED, HidraError, PluginError
 
 app = typer.Typer(
@@ -29,6 +39,7 @@ app.command("meta-train")(meta_train.meta_train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("adapt")(adapt.adapt)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.add_typer(plugins.app, name="plugins")
 app.command("info")(info.info)

@@ -17,7 +17,7 @@ FLOORS = [
     {"runs"},
     {"components", "contracts", "episodes", "pictures"},
     {"models"},
-    {"adaptation", "classifiers", "evaluation", "picture", "resuming"},
+    {"adaptation", "classifiers", "evaluation", "exporting", "picture", "resuming"},
     {"report"},
     {"training"},
     {"commands"},
