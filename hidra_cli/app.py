@@ -17,6 +17,7 @@ from hidra_cli.commands import (
     adapt,
     completing,
     evaluate,
+    export,
     info,
     meta_train,
     plugins,
@@ -41,6 +42,7 @@ app.command("meta-train")(meta_train.meta_train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("adapt")(adapt.adapt)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("study")(study.study)
 app.add_typer(plugins.app, name="plugins")

@@ -62,8 +62,7 @@ class Classifier:
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W) in [0, 1] → class probabilities (n, N)."""
-        features = self.learner.features(self.weights.body, images)
-        logits = self.learner.head.logits(self.weights.head, features).float()
+        logits = self.learner.logits(self.weights, images)
         return losses.probabilities(self.learner.loss_name, logits)
 
     def predict(
@@ -152,7 +151,11 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
         PluginError: a plugin it needs is missing.
         RunError: its weights do not fit.
     """
-    checkpoint = load_checkpoint(path, CLASSIFIER_FORMAT)
+    return restore_classifier(load_checkpoint(path, CLASSIFIER_FORMAT)).to(device)
+
+
+def restore_classifier(checkpoint: Checkpoint) -> Classifier:
+    """Build the classifier that a file describes, on the CPU; raises as `load_classifier`."""
     check_entries(checkpoint, invert=bool, classes=list)
     _, image_shape, _, learner = restore_learner(checkpoint)
     classes = tuple(str(name) for name in checkpoint.meta["classes"])
@@ -170,7 +173,7 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
             raise ValueError(f"{len(classes)} classes, but {answer.shape[1]} output neurons")
     except (KeyError, TypeError, ValueError, RuntimeError) as exc:
         raise incomplete(checkpoint, exc) from exc
-    return classifier.to(device)
+    return classifier
 
 
 def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, Kept]:

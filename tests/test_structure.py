@@ -17,7 +17,7 @@ FLOORS = [
     {"runs"},
     {"components", "contracts", "episodes", "pictures"},
     {"models"},
-    {"adaptation", "classifiers", "evaluation", "picture", "resuming", "tensorboard"},
+    {"adaptation", "classifiers", "evaluation", "exporting", "picture", "resuming", "tensorboard"},
     {"report", "studies"},
     {"training"},
     {"commands"},

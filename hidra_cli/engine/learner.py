@@ -109,14 +109,18 @@ class Learner(nn.Module):
             features: Tensor = functional_call(self.backbone, dict(body), (images,))
         return features
 
+    def logits(self, weights: Weights, images: Tensor) -> Tensor:
+        """Images (n, C, H, W) → logits (n, N), in float32 at least."""
+        return self._logits(weights, self.features(weights.body, images))
+
     def support_logits(self, weights: Weights, task: Task) -> Tensor:
         """Logits (N·K, N) of the support images."""
-        return self._logits(weights, self.features(weights.body, task.support_images))
+        return self.logits(weights, task.support_images)
 
     def query_logits(self, weights: Weights, task: Task) -> Tensor:
         """Logits (N·Q, N) of the query images, normalized as the run says."""
         if not reads_support(self.normalization):
-            return self._logits(weights, self.features(weights.body, task.query_images))
+            return self.logits(weights, task.query_images)
         rows = len(task.support_images)
         images = torch.cat([task.support_images, task.query_images])
         return self._logits(weights, self.features(weights.body, images, rows)[rows:])
