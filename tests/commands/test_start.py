@@ -88,7 +88,8 @@ def test_version_info_and_plugins(hidra: Hidra, tmp_path: Path) -> None:
     assert {("head", "hidra"), ("head", "maml"), ("head", "random"), ("head", "zero"),
             ("backbone", "conv4"), ("backbone", "resnet12"), ("dataset", "glyphs"),
             ("dataset", "omniglot"), ("dataset", "cifar-fs"), ("dataset", "miniimagenet"),
-            ("dataset", "folder")} <= found  # fmt: skip
+            ("dataset", "folder"), ("dataset", "sinusoids"),
+            ("backbone", "mlp")} <= found  # fmt: skip
 
 
 def test_plugins_show_tells_options_with_types_and_defaults(hidra: Hidra) -> None:
