@@ -400,15 +400,15 @@ class MetaTrainer:
     def _not_finite(self, batch: TaskBatch, step: Step) -> NotFiniteError:
         outer, seed = self.settings.outer, self.settings.run.seed
         first = self.iteration * len(batch)
-        culprit = self._culprit(batch)
+        culprit, replay = self._culprit(batch), ""
         if culprit is None:  # each task is finite, their sum is not
             task = f"training episodes {first} to {first + len(batch) - 1} of seed {seed}"
-            replay = ""
         else:
             index, loss = culprit
             task = f"task {index + 1} of {len(batch)}, loss {loss}: "
             task += f"training episode {first + index} of seed {seed}"
-            replay = f"; to replay that task: {self._replay(first + index, step)}"
+            if self.data.problem is CLASSIFICATION:  # `hidra adapt` learns classes only
+                replay = f"; to replay that task: {self._replay(first + index, step)}"
         if outer.nonfinite == "skip":
             task += f"; {self.skipped_in_a_row} steps before this one were skipped"
         skip = ", or skip such steps with --nonfinite skip" if outer.nonfinite == "stop" else ""

@@ -169,6 +169,17 @@ def test_commands_for_images_refuse_functions(
         assert "fix: " in done.err
 
 
+def test_a_step_that_is_too_long_names_the_task_and_what_helps(
+    hidra: Hidra, tmp_path: Path
+) -> None:
+    flags = ["--inner-lr=1e30", "--steps=3", "--iterations=2", "--runs-dir", tmp_path]
+    done = hidra("meta-train", *RUN, *flags, "--ways=2")
+    assert done.code == 1
+    assert "training episode 0 of seed 0" in done.err
+    assert "lower --inner-lr" in done.err
+    assert "hidra adapt" not in done.err
+
+
 def test_plugins_show_a_family(hidra: Hidra) -> None:
     done = hidra("plugins", "show", "dataset:sinusoids")
     assert done.code == 0, done.err
