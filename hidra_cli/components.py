@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidra_cli import registry
-from hidra_cli.api.data import Dataset
+from hidra_cli.api.data import Dataset, FunctionFamily
 from hidra_cli.errors import DataError, HidraError, PluginError, UsageError
+from hidra_cli.problems import CLASSIFICATION
 from hidra_cli.settings import DatasetSettings, Settings, plugin_options
 from hidra_cli.store.paths import StoreKey
 
 if TYPE_CHECKING:
     from hidra_cli.engine.learner import Learner
+    from hidra_cli.functions import FunctionTasks
+    from hidra_cli.task_sources import TaskSource
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,22 @@ class DatasetChoice:
 
 
 def choose_dataset(settings: DatasetSettings) -> DatasetChoice:
-    """Resolve and build the dataset plugin. Imports no torch.
+    """Resolve and build the plugin of a dataset of images. Imports no torch.
 
     Raises:
-        UsageError: unknown plugin, option or value.
+        UsageError: unknown plugin, option or value, or a family of functions.
         DataError: the source does not exist.
         PluginError: the plugin fails.
     """
     plugin = registry.find("dataset", settings.name)
     component = registry.load(plugin)
+    if issubclass(component, FunctionFamily):
+        raise UsageError(
+            f"{plugin.name} is a family of functions, and this needs images",
+            why="its tasks are drawn as they are needed: there is nothing to prepare or to show",
+            fix=f"hidra meta-train --dataset {plugin.name} --backbone mlp --loss mse, then "
+            "hidra evaluate RUN",
+        )
     values = plugin_options(plugin.label, registry.options(component), settings.options)
     source = _existing(settings.source)
     dataset: Dataset = build(plugin, component, source, **values)
@@ -52,6 +62,60 @@ def choose_dataset(settings: DatasetSettings) -> DatasetChoice:
         identity,
     )
     return DatasetChoice(plugin, dataset, key, source)
+
+
+def choose_functions(settings: DatasetSettings) -> FunctionTasks | None:
+    """Resolve and build the plugin of a family of functions; None where it is one of images.
+
+    Raises:
+        UsageError: unknown plugin, option or value, or a source.
+        PluginError: the plugin fails.
+    """
+    from hidra_cli.functions import FunctionTasks
+
+    plugin = registry.find("dataset", settings.name)
+    component = registry.load(plugin)
+    if not issubclass(component, FunctionFamily):
+        return None
+    if settings.source is not None:
+        raise UsageError(
+            f"{plugin.name} has no source",
+            why="it is a family of functions, which hidra draws",
+            fix="leave --source out; its options are --data-opt NAME=VALUE",
+        )
+    known = registry.options(component)
+    values = plugin_options(plugin.label, known, settings.options)
+    family: FunctionFamily = build(plugin, component, **values)
+    return FunctionTasks(plugin, family, {o.name: values.get(o.name, o.default) for o in known})
+
+
+def check_problem(settings: Settings, source: TaskSource) -> None:
+    """Refuse a loss, backbone or head that cannot do what the tasks ask for.
+
+    Raises:
+        UsageError: says what can.
+    """
+    model = settings.model
+    if source.problem is CLASSIFICATION:
+        return
+    if model.loss != "mse":
+        raise UsageError(
+            f"--loss {model.loss} cannot be fitted to {source.dataset}",
+            why="its targets are values of functions, not classes",
+            fix="--loss mse",
+        )
+    if not registry.load(registry.find("backbone", model.backbone)).vectors:
+        raise UsageError(
+            f"the backbone '{model.backbone}' is for images",
+            why=f"the inputs of {source.dataset} are numbers, {source.image_shape[2]} of them each",
+            fix="--backbone mlp, or another whose class says vectors = True",
+        )
+    if registry.load(registry.find("head", model.head)).needs_support:
+        raise UsageError(
+            f"the head '{model.head}' starts from the classes of the support set",
+            why=f"{source.dataset} has values of functions, not classes",
+            fix="--head hidra, zero, maml or random",
+        )
 
 
 def build_learner(

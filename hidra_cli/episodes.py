@@ -71,8 +71,7 @@ class EpisodeSampler:
 
     def shape(self, meta_batch: int) -> tuple[int, int]:
         """(ways, shots) of a meta-batch, uniform over those that occur."""
-        raw = _draw(self._shape_key, meta_batch, 2)
-        return self.ways[int(raw[0] % len(self.ways))], self.shots[int(raw[1] % len(self.shots))]
+        return draw_shape(self._shape_key, meta_batch, self.ways, self.shots)
 
     def indices(self, episodes: Sequence[int], ways: int, shots: int) -> EpisodeIndices:
         """Choose classes and images for some episodes, given by their indices in the stream."""
@@ -146,6 +145,14 @@ def check_feasible(
             f"({short} of {len(table.names)} classes in the {table.split} split are too small)",
             fix="lower --shots or --queries, or add images to the class",
         )
+
+
+def draw_shape(
+    key: int, meta_batch: int, ways: Sequence[int], shots: Sequence[int]
+) -> tuple[int, int]:
+    """(ways, shots) of a meta-batch, uniform over those given, from the stream of a key."""
+    raw = _draw(key, meta_batch, 2)
+    return ways[int(raw[0] % len(ways))], shots[int(raw[1] % len(shots))]
 
 
 def _draw(key: int, counter: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

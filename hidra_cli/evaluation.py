@@ -1,4 +1,4 @@
-"""The evaluation protocol: fixed episodes, accuracy per inner step, intervals, paired differences.
+"""The evaluation protocol: fixed episodes, scores per inner step, intervals, paired differences.
 
 Shapes: E episodes, S inner steps.
 """
@@ -16,18 +16,18 @@ import torch
 
 from hidra_cli.console import Advance, Console
 from hidra_cli.engine.devices import memory_errors
-from hidra_cli.engine.inner_loop import accuracy
+from hidra_cli.engine.inner_loop import score
 from hidra_cli.engine.tasks import Task
-from hidra_cli.episodes import EpisodeSampler
-from hidra_cli.store.reader import PreparedImages
+from hidra_cli.problems import CLASSIFICATION, Problem
+from hidra_cli.task_sources import Sampler, TaskSource
 
 Float64 = npt.NDArray[np.float64]
 
 # The normal quantile: with 100 episodes or more it differs from Student's t by 1 % or less.
 Z_95 = 1.959964
 _EPISODES_AT_ONCE = 16
-# Of the file that holds every episode's accuracy.
-EPISODES_HEADER = ("model", "normalization", "ways", "shots", "episode", "accuracy")
+# Of the file that holds every episode's score.
+EPISODES_HEADER = ("model", "normalization", "ways", "shots", "metric", "episode", "score")
 
 
 class Contender(Protocol):
@@ -42,8 +42,8 @@ class Contender(Protocol):
     def check(self, ways: Sequence[int], image_shape: tuple[int, int, int]) -> None:
         """Raise UsageError where it cannot do what is asked."""
 
-    def accuracies(self, task: Task, *, every_step: bool) -> list[float]:
-        """Query accuracy in 0..1 before and after each inner step (S + 1 numbers), or only last."""
+    def scores(self, task: Task, *, every_step: bool) -> list[float]:
+        """The query score before and after each inner step (S + 1 numbers), or only the last."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class NearestPixels:
     def check(self, ways: Sequence[int], image_shape: tuple[int, int, int]) -> None:
         """It can do any number of ways and any image."""
 
-    def accuracies(self, task: Task, *, every_step: bool) -> list[float]:
+    def scores(self, task: Task, *, every_step: bool) -> list[float]:
         distances = torch.cdist(task.query_images.flatten(1), task.support_images.flatten(1))
-        return [accuracy(-_nearest_by_class(distances, task), task.query_labels)]
+        return [score(-_nearest_by_class(distances, task), task.query_labels)]
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,20 @@ class Cell:
     """One contender at one number of ways and shots.
 
     Attributes:
-        accuracies: (E, S + 1) in 0..1, before and after each inner step; or (E, 1), the last.
+        scores: (E, S + 1) before and after each inner step; or (E, 1), the last. Accuracies
+            in 0..1, or mean squared errors, as the problem says.
     """
 
     contender: str
     normalization: str
     ways: int
     shots: int
-    accuracies: Float64
+    scores: Float64
+    problem: Problem = CLASSIFICATION
 
     @property
     def final(self) -> Float64:
-        return self.accuracies[:, -1]
+        return self.scores[:, -1]
 
     def to_json(self) -> dict[str, Any]:
         mean, half = interval(self.final)
@@ -86,14 +88,14 @@ class Cell:
             "normalization": self.normalization,
             "ways": self.ways,
             "shots": self.shots,
-            "episodes": len(self.accuracies),
-            "accuracy": mean,
+            "episodes": len(self.scores),
+            self.problem.key: mean,
             "interval": half,
         }
-        if self.accuracies.shape[1] > 1:
+        if self.scores.shape[1] > 1:
             row["per_step"] = [
-                {"step": step, "accuracy": mean, "interval": half}
-                for step, (mean, half) in enumerate(map(interval, self.accuracies.T))
+                {"step": step, self.problem.key: mean, "interval": half}
+                for step, (mean, half) in enumerate(map(interval, self.scores.T))
             ]
         return row
 
@@ -117,8 +119,8 @@ def percent(mean: float, half: float) -> str:
 
 def evaluate_cell(
     contender: Contender,
-    images: PreparedImages,
-    sampler: EpisodeSampler,
+    data: TaskSource,
+    sampler: Sampler,
     *,
     ways: int,
     shots: int,
@@ -127,23 +129,24 @@ def evaluate_cell(
     every_step: bool = True,
     advance: Advance | None = None,
 ) -> Cell:
-    """Accuracy over episodes 0..E−1 of the sampler's stream at one number of ways and shots."""
+    """Scores of episodes 0..E−1 of the sampler's stream at one number of ways and shots."""
     found: list[list[float]] = []
     for start in range(0, episodes, _EPISODES_AT_ONCE):
         chosen = range(start, min(start + _EPISODES_AT_ONCE, episodes))
         with memory_errors():
-            batch = sampler.batch(images, chosen, ways, shots, device)
+            batch = sampler.batch(data, chosen, ways, shots, device)
             tasks = map(batch.task, range(len(batch)))
-            found += [contender.accuracies(task, every_step=every_step) for task in tasks]
+            found += [contender.scores(task, every_step=every_step) for task in tasks]
         if advance is not None:
             advance(len(found))
-    return Cell(contender.name, contender.normalization, ways, shots, np.array(found))
+    scores = np.array(found)
+    return Cell(contender.name, contender.normalization, ways, shots, scores, data.problem)
 
 
 def evaluate_plan(
     plan: Sequence[tuple[Contender, int]],
-    images: PreparedImages,
-    sampler: EpisodeSampler,
+    data: TaskSource,
+    sampler: Sampler,
     *,
     episodes: int,
     device: torch.device,
@@ -158,7 +161,7 @@ def evaluate_plan(
             with console.progress(what, episodes) as advance:
                 cell = evaluate_cell(
                     contender,
-                    images,
+                    data,
                     sampler,
                     ways=ways,
                     shots=shots,

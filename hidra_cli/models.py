@@ -20,11 +20,12 @@ from hidra_cli.checkpoints import (
     restore_error,
 )
 from hidra_cli.components import build_learner, fixed_ways_error
-from hidra_cli.engine.inner_loop import InnerLoop, adapt, adapted, query_accuracy
+from hidra_cli.engine.inner_loop import InnerLoop, adapt, adapted, query_score
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.normalization import Mode
 from hidra_cli.engine.tasks import Task
 from hidra_cli.errors import HidraError, PluginError, UsageError
+from hidra_cli.problems import CLASSIFICATION, REGRESSION, Problem
 from hidra_cli.registry import Kind, find
 from hidra_cli.runs import find_checkpoint
 from hidra_cli.settings import MOST_WAYS_OR_SHOTS, Settings
@@ -48,6 +49,11 @@ class TrainedModel:
         return self.settings.model.normalization
 
     @property
+    def problem(self) -> Problem:
+        """What it was trained for."""
+        return REGRESSION if self.meta.get("problem") == REGRESSION.name else CLASSIFICATION
+
+    @property
     def inner(self) -> InnerLoop:
         return inner_loop(self.settings)
 
@@ -63,12 +69,12 @@ class TrainedModel:
                 fix="prepare the dataset with the same size (--data-opt size=…) and channels",
             )
 
-    def accuracies(self, task: Task, *, every_step: bool) -> list[float]:
+    def scores(self, task: Task, *, every_step: bool) -> list[float]:
         if not every_step:
             weights = adapted(self.learner, task, self.inner, meta=False, steps=self.steps)
-            return [query_accuracy(self.learner, weights, task)]
+            return [query_score(self.learner, weights, task)]
         path = adapt(self.learner, task, self.inner, meta=False, steps=self.steps)
-        return [query_accuracy(self.learner, weights, task) for weights in path]
+        return [query_score(self.learner, weights, task) for weights in path]
 
 
 def inner_loop(settings: Settings) -> InnerLoop:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hidra_cli.console import printable
+from hidra_cli.problems import CLASSIFICATION
 from hidra_cli.store.decode import decode_image
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def predictions_gallery(rows: Sequence[Mapping[str, Any]], side: tuple[int, int,
     return _png(figure)
 
 
-def accuracy_over_ways(cells: Sequence[Cell], title: str) -> bytes:
-    """Test accuracy over the number of ways with 95 % bands, one line per model and shots: PNG."""
+def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
+    """Test scores over the number of ways with 95 % bands, one line per model and shots: PNG."""
     from matplotlib.figure import Figure
 
     from hidra_cli.evaluation import interval
@@ -60,12 +61,13 @@ def accuracy_over_ways(cells: Sequence[Cell], title: str) -> bytes:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     lines = dict.fromkeys((c.contender, c.shots) for c in cells)
+    problem = cells[0].problem
     for index, (name, shots) in enumerate(lines):
         chosen = sorted(
             (c for c in cells if (c.contender, c.shots) == (name, shots)), key=lambda c: c.ways
         )
         ways = np.array([c.ways for c in chosen])
-        mean, half = 100 * np.array([interval(c.final) for c in chosen]).T
+        mean, half = problem.scale * np.array([interval(c.final) for c in chosen]).T
         colour = _COLOURS[index % len(_COLOURS)]
         axes.plot(
             ways,
@@ -79,13 +81,16 @@ def accuracy_over_ways(cells: Sequence[Cell], title: str) -> bytes:
         if len(ways) == 1:  # a band needs two points, a bar one
             axes.errorbar(ways, mean, yerr=half, color=colour, capsize=4)
     all_ways = sorted({c.ways for c in cells})
-    axes.plot(all_ways, [100 / n for n in all_ways], color="0.5", linestyle=":", label="chance")
+    if problem is CLASSIFICATION:
+        chance = [100 / n for n in all_ways]
+        axes.plot(all_ways, chance, color="0.5", linestyle=":", label="chance")
     axes.set_xscale("log")
     axes.set_xticks(all_ways, [str(n) for n in all_ways])
     axes.minorticks_off()
-    axes.set_ylim(0, 102)  # room for a marker at 100
-    axes.set_xlabel("ways (classes per task)")
-    axes.set_ylabel("accuracy, %")
+    # Room for a marker at 100; errors have no end.
+    axes.set_ylim(0, 102 if problem is CLASSIFICATION else None)
+    axes.set_xlabel(problem.axis)
+    axes.set_ylabel(problem.heading)
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)

@@ -118,12 +118,13 @@ def load(plugin: Plugin) -> type[Any]:
             why=f"{type(exc).__name__}: {exc} (in {plugin.entry_point.value})",
             fix=blame(plugin),
         ) from exc
-    base = _contract(plugin.kind)
-    if not (inspect.isclass(loaded) and issubclass(loaded, base)):
+    bases = _contracts(plugin.kind)
+    if not (inspect.isclass(loaded) and issubclass(loaded, bases)):
+        names = " or ".join(base.__name__ for base in bases)
         raise PluginError(
-            f"{plugin.label} is not a {base.__name__}",
+            f"{plugin.label} is not a {names}",
             why=f"{plugin.entry_point.value} is {loaded!r}",
-            fix=f"its author must subclass hidra_cli.api.{base.__name__}; {blame(plugin)}",
+            fix=f"its author must subclass hidra_cli.api.{names}; {blame(plugin)}",
         )
     version = getattr(loaded, "api_version", None)
     if version != API_VERSION:
@@ -192,14 +193,14 @@ def _split_annotated(annotation: Any) -> tuple[Any, str]:
     return base, next((extra for extra in extras if isinstance(extra, str)), "")
 
 
-def _contract(kind: Kind) -> type[Any]:
+def _contracts(kind: Kind) -> tuple[type[Any], ...]:
     if kind == "dataset":
-        from hidra_cli.api import Dataset
+        from hidra_cli.api import Dataset, FunctionFamily
 
-        return Dataset
+        return Dataset, FunctionFamily
     from hidra_cli.api import Backbone, Head
 
-    return Backbone if kind == "backbone" else Head
+    return (Backbone,) if kind == "backbone" else (Head,)
 
 
 def blame(plugin: Plugin) -> str:

@@ -136,7 +136,10 @@ class DatasetSettings(_Section):
 
 
 class TaskSettings(_Section):
-    """What a task looks like. One number of ways and shots is drawn per meta-batch."""
+    """What a task looks like. One number of ways and shots is drawn per meta-batch.
+
+    Of functions, ways are outputs, and shots and queries count points of the task in all.
+    """
 
     ways: Numbers = tuple(range(2, 21))
     shots: Numbers = (1,)
@@ -162,7 +165,8 @@ class InnerSettings(_Section):
     """Adaptation within one task: gradient descent on the support set.
 
     `head_lr` "by-ways" multiplies the head's rate by N/5: the head's gradient shrinks like 1/N
-    under mean cross-entropy, so a fixed rate is a different effective step at every N.
+    under mean cross-entropy, so a fixed rate is a different effective step at every N. Under
+    `loss` "mse" the rate is as given: gradient and curvature of an output are the same at any N.
     `rates` "learned" makes the rate of every layer and step a meta-parameter that starts at
     `inner_lr` (LSLR, Antoniou et al. 2019). `order` 2 begins at iteration `second_order_from`,
     after cheaper steps of order 1 (also theirs).

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.evaluation import Cell, compare, interval
+from hidra_cli.problems import PROBLEMS, Problem
 from hidra_cli.settings import Numbers, format_numbers, resolve
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -161,24 +162,28 @@ def _merged(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
 
 
 def read_episodes(path: Path) -> list[Cell]:
-    """The accuracies of single episodes that `hidra evaluate` wrote.
+    """The scores of single episodes that `hidra evaluate` wrote.
 
     Raises:
         DataError: the file is missing or not of that form.
     """
-    found: dict[tuple[str, str, int, int], list[float]] = {}
+    found: dict[tuple[str, str, int, int, Problem], list[float]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                key = row["model"], row["normalization"], int(row["ways"]), int(row["shots"])
-                found.setdefault(key, []).append(float(row["accuracy"]))
+                shape, problem = (int(row["ways"]), int(row["shots"])), PROBLEMS[row["metric"]]
+                key = row["model"], row["normalization"], *shape, problem
+                found.setdefault(key, []).append(float(row["score"]))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as exc:
         raise DataError(
             f"{path} is no list of episodes",
             why=f"{type(exc).__name__}: {exc}",
             fix="remove its folder: the study then evaluates that run again",
         ) from exc
-    return [Cell(*key, np.array(values)[:, None]) for key, values in found.items()]
+    return [
+        Cell(model, normalization, ways, shots, np.array(values)[:, None], problem)
+        for (model, normalization, ways, shots, problem), values in found.items()
+    ]
 
 
 def pooled(study: Study, cells: Mapping[str, Sequence[Cell]]) -> list[Cell]:
@@ -198,14 +203,15 @@ def pooled(study: Study, cells: Mapping[str, Sequence[Cell]]) -> list[Cell]:
             seeds[0].normalization,
             ways,
             shots,
-            np.concatenate([cell.accuracies for cell in seeds]),
+            np.concatenate([cell.scores for cell in seeds]),
+            seeds[0].problem,
         )
         for (model, ways, shots), seeds in parts.items()
     ]
 
 
 def summary(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
-    """What `study.json` holds of the results: accuracies in 0..1, per seed and together."""
+    """What `study.json` holds of the results: per seed and together."""
     rows = []
     for cell in cells:
         mean, half = interval(cell.final)
@@ -216,46 +222,46 @@ def summary(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
                 "normalization": cell.normalization,
                 "ways": cell.ways,
                 "shots": cell.shots,
-                "accuracy": mean,
+                cell.problem.key: mean,
                 "interval": half,
                 "per_seed": each,
                 "seed_deviation": float(np.std(each, ddof=1)) if len(each) > 1 else None,
             }
         )
-    return {"results": rows, "differences": compare(cells)}
+    return {"metric": cells[0].problem.key, "results": rows, "differences": compare(cells)}
 
 
 def markdown(study: Study, found: Mapping[str, Any]) -> str:
     """The table of a study: a row per model, a column per number of ways."""
-    evaluation = study.evaluation
+    evaluation, problem = study.evaluation, PROBLEMS[found["metric"]]
     lines = [
-        f"Test accuracy in %, mean ± 95 % interval over {evaluation.episodes} episodes of each of "
-        f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''} "
-        f"({', '.join(map(str, study.seeds))}), {evaluation.queries} queries per class; below it "
-        "the paired difference to the first model.",
+        f"Test {problem.heading}, mean ± 95 % interval over {evaluation.episodes} episodes of each "
+        f"seed ({', '.join(map(str, study.seeds))}), {evaluation.queries} queries {problem.per}; "
+        "below it the paired difference to the first model.",
     ]
     for shots in evaluation.shots:
         lines += ["", f"| {shots}-shot | {' | '.join(f'{n} ways' for n in evaluation.ways)} |"]
         lines.append("|---|" + "---:|" * len(evaluation.ways))
-        for label in dict.fromkeys(row["model"] for row in found["results"]):
-            lines.append(_line(label, found["results"], "accuracy", evaluation.ways, shots))
-            minus = [row for row in found["differences"] if row["model"] == label]
-            if minus:
-                lines.append(_line("", minus, "difference", evaluation.ways, shots))
+        here = [row for row in found["results"] if row["shots"] == shots]
+        minus = [row for row in found["differences"] if row["shots"] == shots]
+        for label in dict.fromkeys(row["model"] for row in here):
+            own = [row for row in here if row["model"] == label]
+            lines.append(_line(label, own, problem.key, problem, study))
+            own = [row for row in minus if row["model"] == label]
+            lines += [_line("", own, "difference", problem, study)] if own else []
     return "\n".join(lines) + "\n"
 
 
 def _line(
-    label: str, rows: Sequence[Mapping[str, Any]], what: str, ways: Sequence[int], shots: int
+    label: str, rows: Sequence[Mapping[str, Any]], what: str, problem: Problem, study: Study
 ) -> str:
-    by_ways = {row["ways"]: row for row in rows if row["shots"] == shots}
-    sign = "+" if what == "difference" else ""
-    texts = [
-        f"{100 * by_ways[n][what]:{sign}.2f} ± {100 * by_ways[n]['interval']:.2f}"
-        if n in by_ways
-        else "–"
-        for n in ways
-    ]
+    """One row of the table: what a model has at each number of ways."""
+    texts = []
+    by_ways = {row["ways"]: row for row in rows}
+    for n in study.evaluation.ways:
+        row = by_ways.get(n)
+        sign = "+" if row and what == "difference" and row[what] > 0 else ""
+        texts.append(sign + problem.interval(row[what], row["interval"]) if row else "–")
     return f"| {label} | {' | '.join(texts)} |"
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from hidra_cli.api.data import Split
 from hidra_cli.checkpoints import (
     Checkpoint,
     checkpoint_bytes,
@@ -24,23 +25,23 @@ from hidra_cli.checkpoints import (
     optimizer_tensors,
     restore_optimizer,
 )
-from hidra_cli.components import build_learner, check_head_can, used_plugins
+from hidra_cli.components import build_learner, check_head_can, check_problem, used_plugins
 from hidra_cli.console import Advance, Console
 from hidra_cli.contracts import check_learner
 from hidra_cli.engine.devices import memory_errors
-from hidra_cli.engine.inner_loop import InnerLoop, Outcome, adapted, meta_gradient, query_accuracy
+from hidra_cli.engine.inner_loop import InnerLoop, Outcome, adapted, meta_gradient, query_score
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.tasks import TaskBatch
-from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.errors import DataError, NotFiniteError, RunError, StoppedError
 from hidra_cli.evaluation import interval
 from hidra_cli.files import write_atomically
 from hidra_cli.interrupts import stop_requests
 from hidra_cli.models import inner_loop
+from hidra_cli.problems import CLASSIFICATION, Problem
 from hidra_cli.runs import MetricsFile, RunDir
 from hidra_cli.settings import OuterSettings, Settings
-from hidra_cli.store.reader import ClassTable, PreparedImages
 from hidra_cli.streams import stream_key
+from hidra_cli.task_sources import TaskSource, sampler_of
 from hidra_cli.tensorboard import open_metrics
 
 METRICS = (
@@ -52,6 +53,7 @@ METRICS = (
     "gradient_norm",
     "tasks_per_second",
     "validation_accuracy",
+    "validation_mean_squared_error",
     "validation_interval",
     "skipped",
 )
@@ -61,11 +63,19 @@ MOST_SKIPPED_IN_A_ROW = 20
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracy over the fixed validation episodes, and its 95 % half-width."""
+    """Mean score over the fixed validation episodes, and its 95 % half-width."""
 
     iteration: int
-    accuracy: float
+    score: float
     interval: float
+
+    def to_json(self, problem: Problem) -> dict[str, Any]:
+        """The score under the name of its metric."""
+        return {
+            "iteration": self.iteration,
+            problem.key: self.score,
+            "interval": self.interval,
+        }
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class MetaTrainer:
 
     Args:
         settings: of the run.
-        images: the prepared dataset.
+        data: what tasks are drawn from.
         device: where the model and the episodes live.
         restoring: `restore` will be called, so that pre-trained weights are not read.
 
@@ -108,27 +118,27 @@ class MetaTrainer:
     def __init__(
         self,
         settings: Settings,
-        images: PreparedImages,
+        data: TaskSource,
         device: torch.device,
         *,
         restoring: bool = False,
     ) -> None:
         tasks, seed = settings.tasks, settings.run.seed
         check_head_can(settings, tasks.ways)
+        check_problem(settings, data)
         self.settings = settings
-        self.images = images
+        self.data = data
         self.device = device
         self.inner = inner_loop(settings)
-        self.train_episodes = EpisodeSampler(
-            images.table("train"), tasks.ways, tasks.shots, tasks.queries, seed
+        self.train_episodes = sampler_of(
+            data, "train", tasks.ways, tasks.shots, tasks.queries, seed
         )
-        validation = images.table("val")
-        self.validation_ways = _ways_within(validation, tasks.ways)
-        self.validation_episodes = EpisodeSampler(
-            validation, self.validation_ways, tasks.shots, tasks.queries, seed
+        self.validation_ways = _ways_within(data, "val", tasks.ways)
+        self.validation_episodes = sampler_of(
+            data, "val", self.validation_ways, tasks.shots, tasks.queries, seed
         )
-        learner = build_learner(settings, images.image_shape, max(tasks.ways), restoring=restoring)
-        check_learner(learner, settings.model, images.image_shape, min(tasks.ways))
+        learner = build_learner(settings, data.image_shape, max(tasks.ways), restoring=restoring)
+        check_learner(learner, settings.model, data.image_shape, min(tasks.ways))
         self.learner: Learner = learner.to(device)
         self.names = [name for name, _ in self.learner.named_parameters()]
         self.optimizer = torch.optim.Adam(_parameter_groups(self.learner, settings.outer))
@@ -150,17 +160,18 @@ class MetaTrainer:
             RunError: its weights do not fit.
         """
         meta = checkpoint.meta
-        if meta.get("dataset_hash") != self.images.content_hash:
+        if meta.get("dataset_hash") != self.data.content_hash:
             raise DataError(
-                f"the prepared images are not those that {checkpoint.path} was trained on",
-                why=f"{self.images.path} has other content now",
+                f"the tasks of {self.data.dataset} are not those that {checkpoint.path} was "
+                "trained on",
+                why=f"{self.data.place} has other content now",
                 fix="prepare the dataset from the same source again, or begin a new run",
             )
         load_weights(self.learner, checkpoint)
         restore_optimizer(self.optimizer, self.names, checkpoint)
         try:
             if (best := meta["best"]) is not None:
-                numbers = float(best["accuracy"]), float(best["interval"])
+                numbers = float(best[self.data.problem.key]), float(best["interval"])
                 self.best = Validation(int(best["iteration"]), *numbers)
             self.iteration = self._saved_at = int(meta["iteration"])
             self.skipped, self.skipped_in_a_row = map(int, meta["skipped"])
@@ -206,7 +217,7 @@ class MetaTrainer:
         torch.manual_seed(stream_key(self.settings.run.seed, "step", self.iteration))
         with memory_errors():
             batch = self.train_episodes.batch(
-                self.images, range(first, first + size), ways, shots, self.device
+                self.data, range(first, first + size), ways, shots, self.device
             )
             self.learner.head.before_outer_step(ways)
             outcome = self._gradient(batch)
@@ -232,23 +243,23 @@ class MetaTrainer:
         return meta_gradient(self.learner, batch, self.inner_now)
 
     def validate(self) -> Validation:
-        """Accuracy over the same validation episodes every time."""
+        """The mean score over the same validation episodes every time."""
         torch.manual_seed(stream_key(self.settings.run.seed, "validation"))
         size = self.settings.outer.meta_batch
         steps = self.settings.inner.steps_at_test
-        accuracies: list[float] = []
+        scores: list[float] = []
         wanted = self.settings.outer.validation_episodes
         for index in range(math.ceil(wanted / size)):
             ways, shots = self.validation_episodes.shape(index)
             episodes = range(index * size, min((index + 1) * size, wanted))
             with memory_errors():
                 batch = self.validation_episodes.batch(
-                    self.images, episodes, ways, shots, self.device
+                    self.data, episodes, ways, shots, self.device
                 )
                 for task in map(batch.task, range(len(batch))):
                     weights = adapted(self.learner, task, self.inner, meta=False, steps=steps)
-                    accuracies.append(query_accuracy(self.learner, weights, task))
-        mean, half = interval(np.array(accuracies))
+                    scores.append(query_score(self.learner, weights, task))
+        mean, half = interval(np.array(scores))
         return Validation(self.iteration, mean, half)
 
     def run(self, run: RunDir, console: Console) -> Trained:
@@ -289,7 +300,7 @@ class MetaTrainer:
         self, run: RunDir, metrics: MetricsFile, advance: Advance, console: Console
     ) -> None:
         """One outer step, its row of metrics, validation and saving where they are due."""
-        begun = time.monotonic()
+        begun, problem = time.monotonic(), self.data.problem
         try:
             step = self.step()
         except Exception:  # no memory, not finite, a plugin's fault: the steps before it are whole
@@ -302,7 +313,8 @@ class MetaTrainer:
             "ways": step.ways,
             "shots": step.shots,
             "loss": f"{step.outcome.loss:.6g}",
-            "accuracy": f"{step.outcome.accuracy:.6g}",
+            # Of functions the loss says it: N times the mean squared error per output.
+            "accuracy": f"{step.outcome.score:.6g}" if problem is CLASSIFICATION else "",
             "gradient_norm": f"{step.gradient_norm:.6g}",
             "tasks_per_second": f"{rate:.4g}",
             "skipped": self.skipped,
@@ -313,22 +325,22 @@ class MetaTrainer:
         due, better = self.iteration % outer.validate_every == 0, False
         if due:
             validation = self.validate()
-            row["validation_accuracy"] = f"{validation.accuracy:.6g}"
+            row[f"validation_{problem.key}"] = f"{validation.score:.6g}"
             row["validation_interval"] = f"{validation.interval:.6g}"
             console.detail(
-                f"iteration {self.iteration}: validation accuracy "
-                f"{100 * validation.accuracy:.2f} ± {100 * validation.interval:.2f} %"
+                f"iteration {self.iteration}: validation {problem.metric} "
+                f"{problem.interval(validation.score, validation.interval)} {problem.unit}".strip()
             )
-            # Of equals the earliest; the margin is above the rounding of a mean.
-            better = self.best is None or validation.accuracy > self.best.accuracy + 1e-9
+            # Of equals the earliest.
+            better = self.best is None or problem.better(validation.score, self.best.score)
             if better:
                 self.best = validation
         metrics.write(row)
         waited = time.monotonic() - self._saved_when
         if due or self.iteration == outer.iterations or waited >= self.settings.run.save_seconds:
             self._save(run, metrics, best=better)
-        shown = f", val {100 * self.best.accuracy:.1f} %" if self.best else ""
-        advance(self.iteration, f"loss {step.outcome.loss:.2f}, {rate:.1f} tasks/s{shown}")
+        shown = f", val {problem.shown(self.best.score)} {problem.unit}" if self.best else ""
+        advance(self.iteration, f"loss {step.outcome.loss:.2f}, {rate:.1f} tasks/s{shown}".strip())
 
     def _stop(self, run: RunDir, metrics: MetricsFile, number: int) -> NoReturn:
         self._save(run, metrics)
@@ -362,13 +374,14 @@ class MetaTrainer:
         meta = {
             "settings": self.settings.model_dump(),
             "plugins": self.plugins,
-            "image_shape": self.images.image_shape,
+            "problem": self.data.problem.name,
+            "image_shape": self.data.image_shape,
             "max_ways": max(self.settings.tasks.ways),
-            "dataset_hash": self.images.content_hash,
-            "store": self.images.path.name,
-            "invert": self.images.attributes["invert"] == "True",
+            "dataset_hash": self.data.content_hash,
+            "store": Path(self.data.place).name,
+            "invert": self.data.attributes["invert"] == "True",
             "iteration": self.iteration,
-            "best": vars(self.best) if self.best else None,
+            "best": self.best.to_json(self.data.problem) if self.best else None,
             "skipped": [self.skipped, self.skipped_in_a_row],
         }
         write_atomically(path, checkpoint_bytes(tensors, meta), keep_old_as=keep_old_as)
@@ -396,15 +409,15 @@ class MetaTrainer:
     def _not_finite(self, batch: TaskBatch, step: Step) -> NotFiniteError:
         outer, seed = self.settings.outer, self.settings.run.seed
         first = self.iteration * len(batch)
-        culprit = self._culprit(batch)
+        culprit, replay = self._culprit(batch), ""
         if culprit is None:  # each task is finite, their sum is not
             task = f"training episodes {first} to {first + len(batch) - 1} of seed {seed}"
-            replay = ""
         else:
             index, loss = culprit
             task = f"task {index + 1} of {len(batch)}, loss {loss}: "
             task += f"training episode {first + index} of seed {seed}"
-            replay = f"; to replay that task: {self._replay(first + index, step)}"
+            if self.data.problem is CLASSIFICATION:  # `hidra adapt` learns classes only
+                replay = f"; to replay that task: {self._replay(first + index, step)}"
         if outer.nonfinite == "skip":
             task += f"; {self.skipped_in_a_row} steps before this one were skipped"
         skip = ", or skip such steps with --nonfinite skip" if outer.nonfinite == "stop" else ""
@@ -443,13 +456,14 @@ def _parameter_groups(learner: Learner, outer: OuterSettings) -> list[dict[str, 
     return [{"params": group, "lr": lr, "initial_lr": lr} for group, lr in groups if group]
 
 
-def _ways_within(table: ClassTable, wanted: tuple[int, ...]) -> tuple[int, ...]:
+def _ways_within(data: TaskSource, split: Split, wanted: tuple[int, ...]) -> tuple[int, ...]:
     """The numbers of ways that the split has classes for."""
-    ways = tuple(n for n in wanted if n <= len(table.names))
+    most = data.most_ways(split)
+    ways = tuple(n for n in wanted if most is None or n <= most)
     if not ways:
         raise DataError(
-            f"{table.dataset} has too few classes in its {table.split} split",
-            why=f"{len(table.names)} classes; every number of --ways needs more",
+            f"{data.dataset} has too few classes in its {split} split",
+            why=f"{most} classes; every number of --ways needs more",
             fix="lower --ways, or put more classes into the split",
         )
     return ways

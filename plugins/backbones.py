@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
@@ -66,6 +67,41 @@ class Conv4(Backbone):
         for block in self.blocks:
             images = block(images)
         return images.mean((2, 3)) if self.strided else images.flatten(1)
+
+
+class Mlp(Backbone):
+    """Fully connected layers, each followed by normalization and a ReLU.
+
+    As for the sinusoids of MAML (Finn et al. 2017, section 5.1), which had no normalization:
+    `--normalization none` leaves a learned affine of it, `support` takes statistics over the
+    support examples. Inputs are D numbers (n, 1, 1, D), or images, flattened.
+    """
+
+    api_version = 1
+    vectors = True
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        norm: NormFactory,
+        *,
+        hidden: Annotated[int, "units of every layer"] = 40,
+        layers: Annotated[int, "number of layers"] = 2,
+    ) -> None:
+        super().__init__()
+        _check("hidden", hidden)
+        _check("layers", layers)
+        sizes = [math.prod(image_shape), *[hidden] * layers]
+        self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
+        self.norms = nn.ModuleList(norm(hidden) for _ in range(layers))
+        self.features = hidden
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            # A unit is a channel of one pixel.
+            x = F.relu(norm(layer(x)[:, :, None, None]).flatten(1))
+        return x
 
 
 class ResNet12(Backbone):

@@ -76,7 +76,15 @@ def failure(name: str) -> PluginError:
 def test_the_built_ins_are_listed_first_and_by_name(install: Install) -> None:
     install("aaa-plugins", {"aardvark": "good_module:Good"}, good_module=GOOD)
     names = [plugin.name for plugin in registry.plugins("dataset")]
-    assert names == ["cifar-fs", "folder", "glyphs", "miniimagenet", "omniglot", "aardvark"]
+    assert names == [
+        "cifar-fs",
+        "folder",
+        "glyphs",
+        "miniimagenet",
+        "omniglot",
+        "sinusoids",
+        "aardvark",
+    ]
     assert [p.name for p in registry.plugins("head")] == [
         "cosine",
         "hidra",
@@ -85,7 +93,12 @@ def test_the_built_ins_are_listed_first_and_by_name(install: Install) -> None:
         "random",
         "zero",
     ]
-    assert [p.name for p in registry.plugins("backbone")] == ["conv4", "resnet12"]
+    assert [p.name for p in registry.plugins("backbone")] == [
+        "conv4",
+        "mlp",
+        "resnet12",
+        "torchvision",
+    ]
 
 
 def test_listing_imports_nothing(install: Install, tmp_path: Path) -> None:
@@ -138,7 +151,7 @@ def test_an_interrupt_during_an_import_is_no_fault_of_the_plugin(install: Instal
 def test_what_is_no_subclass_of_the_contract_is_refused(install: Install, source: str) -> None:
     install("bad-dist", {"bad": "bad_module:Bad"}, bad_module=source)
     error = failure("bad")
-    assert error.what == "dataset 'bad' of bad-dist 1.2 is not a Dataset"
+    assert error.what == "dataset 'bad' of bad-dist 1.2 is not a Dataset or FunctionFamily"
     assert "bad_module:Bad" in error.why
     assert "hidra_cli.api.Dataset" in error.fix
     assert "bad-dist" in error.fix
@@ -146,7 +159,7 @@ def test_what_is_no_subclass_of_the_contract_is_refused(install: Install, source
 
 def test_a_head_registered_as_a_dataset_is_refused(install: Install) -> None:
     install("mix-dist", {"mix": "hidra_plugins.heads:Zero"})
-    assert failure("mix").what == "dataset 'mix' of mix-dist 1.2 is not a Dataset"
+    assert failure("mix").what == "dataset 'mix' of mix-dist 1.2 is not a Dataset or FunctionFamily"
 
 
 @pytest.mark.parametrize(("line", "shown"), [("api_version = 2", "2"), ("pass", "None")])

@@ -12,10 +12,20 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up; a room imports only from floors below, or from its own.
 FLOORS = [
     {"errors"},
-    {"api", "console", "registry", "presets", "settings", "files", "streams", "interrupts"},
+    {
+        "api",
+        "console",
+        "registry",
+        "presets",
+        "settings",
+        "files",
+        "streams",
+        "interrupts",
+        "problems",
+    },
     {"store", "engine", "checkpoints"},
     {"runs"},
-    {"components", "contracts", "episodes", "pictures"},
+    {"components", "contracts", "episodes", "functions", "pictures", "task_sources"},
     {"models"},
     {"adaptation", "classifiers", "evaluation", "exporting", "picture", "resuming", "tensorboard"},
     {"report", "studies"},

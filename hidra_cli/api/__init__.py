@@ -13,8 +13,20 @@ from typing import TYPE_CHECKING, Any
 API_VERSION = 1
 
 if TYPE_CHECKING:
-    from hidra_cli.api.checks import check_backbone, check_dataset, check_head
-    from hidra_cli.api.data import ArchiveMember, Dataset, ImageClass, ImageRef, Split
+    from hidra_cli.api.checks import (
+        check_backbone,
+        check_dataset,
+        check_function_family,
+        check_head,
+    )
+    from hidra_cli.api.data import (
+        ArchiveMember,
+        Dataset,
+        FunctionFamily,
+        ImageClass,
+        ImageRef,
+        Split,
+    )
     from hidra_cli.api.folders import (
         class_folders,
         csv_columns,
@@ -35,6 +47,7 @@ _HOME = {
     "DataError": "hidra_cli.errors",
     "Dataset": "hidra_cli.api.data",
     "FastWeights": "hidra_cli.api.models",
+    "FunctionFamily": "hidra_cli.api.data",
     "Head": "hidra_cli.api.models",
     "ImageClass": "hidra_cli.api.data",
     "ImageRef": "hidra_cli.api.data",
@@ -43,6 +56,7 @@ _HOME = {
     "UsageError": "hidra_cli.errors",
     "check_backbone": "hidra_cli.api.checks",
     "check_dataset": "hidra_cli.api.checks",
+    "check_function_family": "hidra_cli.api.checks",
     "check_head": "hidra_cli.api.checks",
     "class_folders": "hidra_cli.api.folders",
     "csv_columns": "hidra_cli.api.folders",
@@ -62,6 +76,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "FastWeights",
+    "FunctionFamily",
     "Head",
     "ImageClass",
     "ImageRef",
@@ -70,6 +85,7 @@ __all__ = [
     "UsageError",
     "check_backbone",
     "check_dataset",
+    "check_function_family",
     "check_head",
     "class_folders",
     "csv_columns",

@@ -13,7 +13,7 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidra_cli.api.data import SPLITS, Dataset
+from hidra_cli.api.data import SPLITS, Dataset, FunctionFamily
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -154,6 +154,33 @@ def check_dataset(
     pickle.loads(pickle.dumps(classes[0]))
     first = next(iter(classes[0].images))
     assert decode_image(first, built.image_shape).shape == built.image_shape
+
+
+def check_function_family(family: type[FunctionFamily], **options: Any) -> None:
+    """Check a family's shapes and values, and that a task keeps what it has when it grows."""
+    import numpy as np
+
+    _check_version(family)
+    name = family.__name__
+    assert getattr(family, "title", ""), f"{name} has no title"
+    built = family(**options)
+    assert isinstance(built.inputs, int), f"{name} sets no number of inputs"
+    assert built.inputs >= 1, f"{name}: inputs is {built.inputs}, not 1 or more"
+
+    def draw(outputs: int, examples: int, key: int = 7) -> list[Any]:
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        return list(built.draw(generator, outputs, examples))
+
+    x, y = draw(3, 6)
+    for what, found, columns in (("x", x, built.inputs), ("y", y, 3)):
+        assert found.shape == (6, columns), f"{name}.draw: {what} has shape {found.shape}"
+        assert found.dtype == np.float32, f"{name}.draw: {what} is {found.dtype}, not float32"
+        assert np.isfinite(found).all(), f"{name}.draw: {what} is not finite"
+    for outputs, examples in ((3, 6), (5, 6), (3, 9), (8, 20)):
+        more_x, more_y = draw(outputs, examples)
+        assert np.array_equal(more_x[:6], x), f"{name}.draw: more of a task has other inputs"
+        assert np.array_equal(more_y[:6, :3], y), f"{name}.draw: more of a task is another function"
+    assert not np.array_equal(draw(3, 6, key=8)[1], y), f"{name}.draw ignores the generator"
 
 
 def _check_version(component: type[Any]) -> None:

@@ -1,4 +1,7 @@
-"""The dataset contract. Needs neither torch nor h5py: `hidra prepare` starts without them."""
+"""The contracts of datasets: images, and families of functions.
+
+Needs neither torch nor h5py: `hidra prepare` starts without them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
-    pass
+    import numpy as np
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -90,4 +93,47 @@ class Dataset(ABC):
 
         Raises:
             DataError: the source lacks what is needed; says what to put where.
+        """
+
+
+class FunctionFamily(ABC):
+    """A family of functions of D numbers, of which every task is one: regression.
+
+    Registered under `hidra.datasets`, as a `Dataset` is, and built as `FunctionFamily(**options)`.
+    Tasks are drawn as they are needed: there is no source and nothing to prepare. The splits are
+    independent streams of the same family. Raise `ValueError` for a bad option value.
+
+    Class attributes:
+        api_version: the `API_VERSION` the plugin was written for.
+        title, licence, citation, homepage: recorded with every run.
+
+    Attributes:
+        inputs: D, of the class or set by `__init__`. Backbones see (n, 1, 1, D).
+    """
+
+    api_version: ClassVar[int]
+    title: ClassVar[str]
+    licence: ClassVar[str] = "unknown"
+    citation: ClassVar[str] = ""
+    homepage: ClassVar[str] = ""
+
+    inputs: int
+
+    @abstractmethod
+    def draw(
+        self, generator: np.random.Generator, outputs: int, examples: int
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Draw one task: n examples of one function with N outputs.
+
+        With more outputs or more examples, the same generator gives the same first ones. So draw
+        the inputs and each output from a generator of its own:
+        `of_inputs, *of_outputs = generator.spawn(1 + outputs)`.
+
+        Args:
+            generator: keyed by the task; the only allowed source of randomness.
+            outputs: N, 1 or more.
+            examples: n.
+
+        Returns:
+            x (n, D) and y (n, N), both finite and float32.
         """

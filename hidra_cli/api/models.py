@@ -28,9 +28,11 @@ class Backbone(nn.Module, ABC):
     Attributes:
         api_version: the `API_VERSION` the plugin was written for.
         features: F, set by `__init__`.
+        vectors: whether inputs may be D numbers of any size, as (n, 1, 1, D), and no images.
     """
 
     api_version: ClassVar[int]
+    vectors: ClassVar[bool] = False
     features: int
 
     @abstractmethod
@@ -89,7 +91,7 @@ class Head(nn.Module, ABC):
         Args:
             ways: N.
             support_features: (n, F), given only where `needs_support` is True.
-            support_labels: (n,), integers in 0..N−1.
+            support_labels: (n,), integers in 0..N−1; of functions, values (n, N).
             generator: on the CPU, keyed by the episode; the only allowed source of randomness.
 
         Returns:

@@ -125,6 +125,7 @@ def adapt(
     if support is None:
         _check_only_drawn({"--query": query, "--labels": labels, "--base": base})
         model = load_model(checkpoint or _latest(runs_dir), where, steps=steps)
+        _check_classifies(model)
         settings = common.another_dataset(model.settings.dataset, dataset, source, data_opt)
         images = common.open_images(settings, cache_dir, console)
         _adapt_drawn(wish, model, images, split, episode, seed, queries)
@@ -136,6 +137,7 @@ def adapt(
         model, kept = load_base(base, where)
     else:
         model = load_model(checkpoint or _latest(runs_dir), where)
+        _check_classifies(model)
     adapt_own(wish, model, kept, labelled_pictures(support, labels), support, query)
 
 
@@ -143,6 +145,18 @@ def _latest(runs_dir: Path | None) -> Path:
     from hidra_cli.runs import latest_run
 
     return latest_run(common.runs_dir_of(runs_dir))
+
+
+def _check_classifies(model: TrainedModel) -> None:
+    from hidra_cli.errors import UsageError
+    from hidra_cli.problems import CLASSIFICATION
+
+    if model.problem is not CLASSIFICATION:
+        raise UsageError(
+            f"{model.name} makes no classifiers",
+            why=f"it was trained on functions ({model.settings.dataset.name}), not on classes",
+            fix=f"measure how it adapts: hidra evaluate {model.path}",
+        )
 
 
 def _check_only_drawn(own: Mapping[str, object]) -> None:

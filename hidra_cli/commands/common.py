@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hidra_cli.console import Console
     from hidra_cli.settings import DatasetSettings
     from hidra_cli.store.reader import PreparedImages
+    from hidra_cli.task_sources import TaskSource
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and results.")]
@@ -146,6 +147,13 @@ def _prepare_images(
             force=force,
             workers=workers,
         )
+
+
+def open_tasks(settings: DatasetSettings, cache_dir: Path | None, console: Console) -> TaskSource:
+    """What tasks are drawn from: a family of functions, or prepared images."""
+    from hidra_cli.components import choose_functions
+
+    return choose_functions(settings) or open_images(settings, cache_dir, console)
 
 
 def open_images(

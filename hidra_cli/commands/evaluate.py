@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from hidra_cli.console import Console
     from hidra_cli.evaluation import Cell, Contender
     from hidra_cli.models import TrainedModel
-    from hidra_cli.store.reader import ClassTable, PreparedImages
+    from hidra_cli.problems import Problem
+    from hidra_cli.task_sources import TaskSource
 
 
 def evaluate(
@@ -64,7 +65,9 @@ def evaluate(
 ) -> None:
     """Evaluate one model, or compare several on the same episodes.
 
-    Writes result.json, episodes.csv and accuracy.png, by default into RUN/evaluations/.
+    Writes result.json, episodes.csv and accuracy.png, by default into RUN/evaluations/. Of
+    functions (--loss mse), ways are outputs, shots and queries count points in all, and the mean
+    squared error per output takes the place of accuracy.
 
     Examples:
 
@@ -86,16 +89,18 @@ def evaluate(
         [load_model(path, where, steps=steps, normalization=normalization) for path in chosen]
     )
     settings = common.another_dataset(models[0].settings.dataset, dataset, source, data_opt)
-    images = common.open_images(settings, cache_dir, console)
+    data = common.open_tasks(settings, cache_dir, console)
+    if pixels:
+        _check_pixels(data)
     for model in models:
-        if dataset is None and model.meta["dataset_hash"] != images.content_hash:
-            console.warn(f"{model.name} was trained on other data than {images.path}")
+        if dataset is None and model.meta["dataset_hash"] != data.content_hash:
+            console.warn(f"{model.name} was trained on other data than {data.place}")
     trained_shots = min(min(m.settings.tasks.shots) for m in models)
     cells = _evaluate_all(
         [*models, *([NearestPixels()] if pixels else [])],
-        images,
-        images.table(split),
-        _numbers("--ways", ways) or _usual_ways(models, len(images.table(split).names)),
+        data,
+        split,
+        _numbers("--ways", ways) or _usual_ways(models, data, split),
         _numbers("--shots", shots) or (trained_shots,),
         queries=queries,
         episodes=episodes,
@@ -105,8 +110,8 @@ def evaluate(
     )
     result = {
         "format_version": 1,
-        "dataset": images.dataset,
-        "dataset_hash": images.content_hash,
+        "dataset": data.dataset,
+        "dataset_hash": data.content_hash,
         "split": split,
         "seed": seed,
         "queries": queries,
@@ -115,16 +120,16 @@ def evaluate(
         "comparisons": compare(cells),
         "environment": environment(where, models[0].meta["plugins"]),
     }
-    folder = _write(out, chosen[0], models[0], cells, result)
+    folder, picture = _write(out, chosen[0], models[0], cells, result)
     _show(cells, result, console)
-    console.print(f"written: {folder / 'result.json'}, {folder / 'accuracy.png'}")
+    console.print(f"written: {folder / 'result.json'}, {folder / picture}")
     console.result(result | {"folder": str(folder)})
 
 
 def _evaluate_all(
     contenders: list[Contender],
-    images: PreparedImages,
-    table: ClassTable,
+    data: TaskSource,
+    split: common.Split,
     ways: tuple[int, ...],
     shots: tuple[int, ...],
     *,
@@ -135,13 +140,13 @@ def _evaluate_all(
     console: Console,
 ) -> list[Cell]:
     """Every contender at every number of ways and shots it can do, on the same episodes."""
-    from hidra_cli.episodes import EpisodeSampler
     from hidra_cli.evaluation import evaluate_plan
+    from hidra_cli.task_sources import sampler_of
 
     return evaluate_plan(
-        _plan(contenders, ways, images.image_shape, console),
-        images,
-        EpisodeSampler(table, ways, shots, queries, seed),
+        _plan(contenders, ways, data.image_shape, console),
+        data,
+        sampler_of(data, split, ways, shots, queries, seed),
         episodes=episodes,
         device=device,
         console=console,
@@ -173,11 +178,25 @@ def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
         ) from exc
 
 
-def _usual_ways(models: list[TrainedModel], classes: int) -> tuple[int, ...]:
-    """2, 5, 10 and 20 as far as the split goes, and every fixed model's own."""
+def _check_pixels(data: TaskSource) -> None:
+    from hidra_cli.errors import UsageError
+    from hidra_cli.problems import CLASSIFICATION
+
+    if data.problem is not CLASSIFICATION:
+        raise UsageError(
+            "--pixels needs images", why=f"{data.dataset} has none", fix="leave --pixels out"
+        )
+
+
+def _usual_ways(
+    models: list[TrainedModel], data: TaskSource, split: common.Split
+) -> tuple[int, ...]:
+    """The usual ones as far as the split goes, and every fixed model's own."""
+    from hidra_cli.task_sources import usual_ways
+
     own = {m.max_ways for m in models if not m.learner.head.any_ways}
-    usual = {2, 5, 10, 20} if any(m.learner.head.any_ways for m in models) else set()
-    return tuple(sorted({n for n in usual if n <= classes} | own))
+    usual = usual_ways(data, split) if any(m.learner.head.any_ways for m in models) else ()
+    return tuple(sorted({*usual, *own}))
 
 
 def _distinct(models: list[TrainedModel]) -> list[TrainedModel]:
@@ -220,11 +239,12 @@ def _plan(
 
 def _write(
     out: Path | None, chosen: Path, model: TrainedModel, cells: list[Cell], result: dict[str, Any]
-) -> Path:
+) -> tuple[Path, str]:
+    """The folder of the results, and the name of the picture in it."""
     from datetime import datetime
 
     from hidra_cli.files import write_atomically, write_json
-    from hidra_cli.picture import accuracy_over_ways
+    from hidra_cli.picture import scores_over_ways
 
     home = chosen if chosen.is_dir() else model.path.parent
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{result['dataset']}-{result['split']}"
@@ -232,14 +252,15 @@ def _write(
     title = (
         f"{result['dataset']}, {result['split']} split, {cells[0].to_json()['episodes']} episodes"
     )
-    write_atomically(folder / "accuracy.png", accuracy_over_ways(cells, title))
+    picture = f"{cells[0].problem.key}.png"
+    write_atomically(folder / picture, scores_over_ways(cells, title))
     write_atomically(folder / "episodes.csv", _episodes(cells).encode())
     write_json(folder / "result.json", result)
-    return folder
+    return folder, picture
 
 
 def _episodes(cells: list[Cell]) -> str:
-    """The accuracy of every single episode, for whoever compares models in pairs."""
+    """The score of every single episode, for whoever compares models in pairs."""
     import csv
     import io
 
@@ -249,26 +270,25 @@ def _episodes(cells: list[Cell]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(EPISODES_HEADER)
     for cell in cells:
-        of_cell = cell.contender, cell.normalization, cell.ways, cell.shots
+        of_cell = cell.contender, cell.normalization, cell.ways, cell.shots, cell.problem.key
         writer.writerows((*of_cell, i, f"{a:.6g}") for i, a in enumerate(cell.final))
     return text.getvalue()
 
 
 def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
-    from hidra_cli.evaluation import percent
-
+    problem = cells[0].problem
     rows = [cell.to_json() for cell in cells]
     most_steps = max(len(row.get("per_step", [0])) for row in rows)
     console.table(
-        f"Accuracy (%) on {result['dataset']}, {result['split']} split, "
-        f"{rows[0]['episodes']} episodes, {result['queries']} queries per class",
+        f"{_titled(problem)} on {result['dataset']}, {result['split']} split, "
+        f"{rows[0]['episodes']} episodes, {result['queries']} queries {problem.per}",
         [
             "model",
             "normalization",
             "ways",
             "shots",
             *(f"after {s}" for s in range(most_steps - 1)),
-            "accuracy",
+            problem.metric,
         ],
         [
             [
@@ -276,8 +296,8 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
                 row["normalization"],
                 str(row["ways"]),
                 str(row["shots"]),
-                *_earlier_steps(row, most_steps),
-                percent(row["accuracy"], row["interval"]),
+                *_earlier_steps(row, most_steps, problem),
+                problem.interval(row[problem.key], row["interval"]),
             ]
             for row in rows
         ],
@@ -285,7 +305,8 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
     )
     if result["comparisons"]:
         console.table(
-            "Paired differences on the same episodes (percentage points)",
+            f"Paired differences of {problem.metric} on the same episodes"
+            + (" (percentage points)" if problem.unit else " (less is better)"),
             ["model", "minus", "ways", "shots", "difference"],
             [
                 [
@@ -293,7 +314,7 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
                     c["minus"],
                     str(c["ways"]),
                     str(c["shots"]),
-                    percent(c["difference"], c["interval"]),
+                    problem.interval(c["difference"], c["interval"]),
                 ]
                 for c in result["comparisons"]
             ],
@@ -301,6 +322,11 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
         )
 
 
-def _earlier_steps(row: dict[str, Any], most: int) -> list[str]:
-    earlier = [f"{100 * step['accuracy']:.2f}" for step in row.get("per_step", [])[:-1]]
+def _titled(problem: Problem) -> str:
+    metric = problem.metric.capitalize()
+    return f"{metric} ({problem.unit})" if problem.unit else f"{metric} per output"
+
+
+def _earlier_steps(row: dict[str, Any], most: int, problem: Problem) -> list[str]:
+    earlier = [problem.shown(step[problem.key]) for step in row.get("per_step", [])[:-1]]
     return earlier + ["–"] * (most - 1 - len(earlier))

@@ -12,10 +12,10 @@ from hidra_cli.commands import common, completing
 
 if TYPE_CHECKING:
     from hidra_cli.console import Console
-    from hidra_cli.episodes import EpisodeSampler
     from hidra_cli.resuming import Resumed
     from hidra_cli.runs import RunDir
     from hidra_cli.settings import Resolved, Settings
+    from hidra_cli.task_sources import Sampler
     from hidra_cli.training import MetaTrainer
 
 # Where each flag goes; the panels of --help follow the sections.
@@ -59,7 +59,6 @@ _OPTION_FLAGS = {
     "bb_opt": ("model.backbone_options", "--bb-opt"),
     "head_opt": ("model.head_options", "--head-opt"),
 }
-TABLE_WAYS = (2, 5, 10, 20)
 
 
 def _option(section: str, text: str, **more: Any) -> Any:
@@ -290,9 +289,9 @@ def _train(
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
     check_log(settings.run.log)
     device = resolve_device(settings.run.device)
-    images = common.open_images(settings.dataset, cache_dir, console)
+    data = common.open_tasks(settings.dataset, cache_dir, console)
     checkpoint = resumed.checkpoint if resumed is not None else None
-    trainer = MetaTrainer(settings, images, device, restoring=checkpoint is not None)
+    trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     test_episodes = _test_episodes(trainer, console)
@@ -308,32 +307,34 @@ def _train(
         _train_and_test(trainer, test_episodes, run, resumed, console)
 
 
-def _test_episodes(trainer: MetaTrainer, console: Console) -> EpisodeSampler | None:
+def _test_episodes(trainer: MetaTrainer, console: Console) -> Sampler | None:
     """What the final table is measured on; checked before the run, not after it."""
-    from hidra_cli.episodes import EpisodeSampler
+    from hidra_cli.task_sources import sampler_of, usual_ways
 
-    settings, table = trainer.settings, trainer.images.table("test")
+    settings, data = trainer.settings, trainer.data
     if not settings.outer.test_episodes:
         return None
     wanted = set(settings.tasks.ways)
     if trainer.learner.head.any_ways:
-        wanted = {*TABLE_WAYS, max(wanted)}
-    ways = sorted(n for n in wanted if n <= len(table.names))
+        wanted = {*usual_ways(data, "test"), max(wanted)}
+    most = data.most_ways("test")
+    ways = sorted(n for n in wanted if most is None or n <= most)
     if not ways:
-        console.warn(f"the test split of {table.dataset} has too few classes for a test table")
+        console.warn(f"the test split of {data.dataset} has too few classes for a test table")
         return None
     shots = (min(settings.tasks.shots),)
-    return EpisodeSampler(table, ways, shots, settings.tasks.queries, settings.run.seed)
+    return sampler_of(data, "test", ways, shots, settings.tasks.queries, settings.run.seed)
 
 
 def _train_and_test(
     trainer: MetaTrainer,
-    test_episodes: EpisodeSampler | None,
+    test_episodes: Sampler | None,
     run: RunDir,
     resumed: Resumed | None,
     console: Console,
 ) -> None:
     from hidra_cli.files import write_json
+    from hidra_cli.problems import CLASSIFICATION
 
     settings = trainer.settings
     facts = _record_start(trainer, run, resumed, console)
@@ -350,7 +351,7 @@ def _train_and_test(
         "iterations": settings.outer.iterations,
         "skipped": trained.skipped,
         "tasks_per_second": None if rate is None else round(rate, 2),
-        "best_validation": vars(trained.best),
+        "best_validation": trained.best.to_json(trainer.data.problem),
         "test": _test(run, trainer, test_episodes, console) if test_episodes else [],
         "environment": facts,
     }
@@ -359,7 +360,9 @@ def _train_and_test(
         console.warn(f"{trained.skipped} of {settings.outer.iterations} steps were skipped")
     speed = "" if rate is None else f"{rate:.1f} tasks/s; "
     console.print(f"{speed}best checkpoint: {run.best}")
-    console.note(f"next: hidra evaluate {run.path} --ways 2,5,10,20   or   hidra adapt --ways 7")
+    ways = ",".join(map(str, trainer.data.problem.usual_ways))
+    adapt = "   or   hidra adapt --ways 7" if trainer.data.problem is CLASSIFICATION else ""
+    console.note(f"next: hidra evaluate {run.path} --ways {ways}{adapt}")
     console.result(result)
 
 
@@ -371,7 +374,7 @@ def _record_start(
     from hidra_cli.runs import environment, read_json
 
     now = environment(trainer.device, trainer.plugins)
-    facts = now | {"dataset": dict(trainer.images.attributes)}
+    facts = now | {"dataset": dict(trainer.data.attributes)}
     if resumed is None:
         console.note(f"run {run.path}")
     else:
@@ -393,18 +396,19 @@ def _record_start(
 
 
 def _test(
-    run: RunDir, trainer: MetaTrainer, sampler: EpisodeSampler, console: Console
+    run: RunDir, trainer: MetaTrainer, sampler: Sampler, console: Console
 ) -> list[dict[str, Any]]:
     """Test the best checkpoint over ways: the table that ends a run."""
-    from hidra_cli.evaluation import evaluate_plan, percent
+    from hidra_cli.evaluation import evaluate_plan
     from hidra_cli.models import load_model
+    from hidra_cli.problems import CLASSIFICATION
 
-    settings, (shots,) = trainer.settings, sampler.shots
+    settings, problem, (shots,) = trainer.settings, trainer.data.problem, sampler.shots
     model = load_model(run.path, trainer.device)
     episodes = settings.outer.test_episodes
     found = evaluate_plan(
         [(model, ways) for ways in sampler.ways],
-        trainer.images,
+        trainer.data,
         sampler,
         episodes=episodes,
         device=trainer.device,
@@ -412,12 +416,17 @@ def _test(
         every_step=False,
     )
     cells = [cell.to_json() for cell in found]
+    chance = problem is CLASSIFICATION
     console.table(
-        f"Test accuracy of {settings.model.head} on {trainer.images.dataset}, {shots}-shot, "
+        f"Test {problem.metric} of {settings.model.head} on {trainer.data.dataset}, {shots}-shot, "
         f"{episodes} episodes, {settings.model.normalization} normalization",
-        ["ways", "accuracy, %", "chance, %"],
+        ["ways", problem.heading, *(["chance, %"] if chance else [])],
         [
-            [str(c["ways"]), percent(c["accuracy"], c["interval"]), f"{100 / c['ways']:.1f}"]
+            [
+                str(c["ways"]),
+                problem.interval(c[problem.key], c["interval"]),
+                *([f"{100 / c['ways']:.1f}"] if chance else []),
+            ]
             for c in cells
         ],
     )

@@ -222,8 +222,13 @@ def _write(skeleton: Skeleton, folder: Path) -> None:
 
 
 def _abilities(component: type[Any]) -> dict[str, str]:
+    from hidra_cli.api import FunctionFamily
+
     if hasattr(component, "any_ways"):
         return {"ways": "any number" if component.any_ways else "one fixed number"}
+    if issubclass(component, FunctionFamily):
+        tasks = "functions, drawn as needed"
+        return {"licence": component.licence, "homepage": component.homepage, "tasks": tasks}
     if hasattr(component, "licence"):
         source = "--source or a download" if component.downloadable else "--source"
         source = "generated, no download" if component.embedded else source

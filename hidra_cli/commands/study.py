@@ -41,7 +41,7 @@ def study(
 ) -> None:
     """Train and test all models of a study; run it again, and it goes on where it was.
 
-    Writes table.md, study.json and accuracy.png.
+    Writes table.md, study.json and scores.png.
 
     Examples:
 
@@ -199,7 +199,7 @@ def _stop(running: dict[_Worker, subprocess.Popen[bytes]]) -> None:
 
 def _report(chosen: Study, place: Path, console: Console) -> None:
     from hidra_cli.files import write_atomically, write_json
-    from hidra_cli.picture import accuracy_over_ways
+    from hidra_cli.picture import scores_over_ways
     from hidra_cli.runs import read_json
     from hidra_cli.studies import markdown, pooled, read_episodes, summary, trainings
 
@@ -221,8 +221,8 @@ def _report(chosen: Study, place: Path, console: Console) -> None:
         "environment": first.get("environment"),
     }
     write_atomically(place / "table.md", f"# {chosen.title}\n\n{table}".encode())
-    write_atomically(place / "accuracy.png", accuracy_over_ways(cells, chosen.title))
+    write_atomically(place / "scores.png", scores_over_ways(cells, chosen.title))
     write_json(place / "study.json", result)
     console.print(f"{chosen.title}\n\n{table}")
-    console.print(f"written: {place / 'table.md'}, {place / 'study.json'}, accuracy.png")
+    console.print(f"written: {place / 'table.md'}, {place / 'study.json'}, scores.png")
     console.result(result | {"folder": str(place)})

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hidra_cli.api import FastWeights
@@ -35,7 +36,8 @@ class InnerLoop:
     Attributes:
         steps: gradient steps on the support set.
         inner_lr: α, unless the learner has learned rates.
-        head_lr: "by-ways" multiplies the head's α by N/5, because its gradient shrinks like 1/N.
+        head_lr: "by-ways" multiplies the head's α by N/5, because its gradient shrinks like 1/N;
+            not under squared error, whose gradient and curvature are the same at any N.
         adapt: which part moves.
         order: 2 differentiates through the inner gradients, 1 takes them as constants.
         skip_zeros: leave out the first step's backbone gradient where it is exactly zero
@@ -59,8 +61,8 @@ class InnerLoop:
         else:
             body = dict.fromkeys(adapting(learner.backbone), self.inner_lr)
             rates = Rates(body, self.inner_lr)
-        scale = ways / REFERENCE_WAYS if self.head_lr == "by-ways" else 1.0
-        return Rates(rates.body, rates.head * scale)
+        by_ways = self.head_lr == "by-ways" and learner.loss_name != "mse"
+        return Rates(rates.body, rates.head * (ways / REFERENCE_WAYS if by_ways else 1.0))
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,11 @@ class Outcome:
 
     Attributes:
         loss: mean query loss after the last step (of softmax: cross-entropy, in nats).
-        accuracy: in 0..1.
+        score: accuracy in 0..1; of values, the mean squared error per output.
     """
 
     loss: float
-    accuracy: float
+    score: float
 
 
 def adapt(
@@ -148,17 +150,17 @@ def meta_gradient(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> Outco
 
     The graph of a task is freed before the next begins, so memory does not grow with T.
     """
-    losses, accuracies = [], []
+    losses, scores = [], []
     for index in range(len(batch)):
         task = batch.task(index)
         outer, last, logits = _query_loss(learner, task, inner)
         (outer / len(batch)).backward()  # type: ignore[no-untyped-call]
         losses.append(last.item())
-        accuracies.append(accuracy(logits, task.query_labels))
+        scores.append(score(logits, task.query_labels))
     for parameter in learner.inert_parameters():
         # Zero but for rounding, which Adam would divide by its own size: a random walk.
         parameter.grad = None
-    return Outcome(fmean(losses), fmean(accuracies))
+    return Outcome(fmean(losses), fmean(scores))
 
 
 def _query_loss(learner: Learner, task: Task, inner: InnerLoop) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,14 +177,20 @@ def _query_loss(learner: Learner, task: Task, inner: InnerLoop) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def query_accuracy(learner: Learner, weights: Weights, task: Task) -> float:
-    """Share of the queries labelled right, in 0..1."""
-    return accuracy(learner.query_logits(weights, task), task.query_labels)
+def query_score(learner: Learner, weights: Weights, task: Task) -> float:
+    """The score of the queries."""
+    return score(learner.query_logits(weights, task), task.query_labels)
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of rows of (n, N) that are labelled right, in 0..1."""
-    return labelled_right(logits, labels).double().mean().item()
+def score(outputs: Tensor, targets: Tensor) -> float:
+    """How good outputs (n, N) are, in one number.
+
+    Of labels (n,) the share that is right, in 0..1; of values (n, N) the mean squared error per
+    output, where less is better.
+    """
+    if targets.is_floating_point():
+        return F.mse_loss(outputs.double(), targets.double()).item()
+    return labelled_right(outputs, targets).double().mean().item()
 
 
 def labelled_right(logits: Tensor, labels: Tensor) -> Tensor:

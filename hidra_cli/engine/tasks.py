@@ -1,6 +1,7 @@
 """Tasks as tensors.
 
 Shapes: T tasks, N ways, K shots, Q queries per class, n examples, C channels, H × W pixels.
+Of functions of D numbers, "images" are (…, 1, 1, D) and "labels" values (…, N).
 """
 
 from __future__ import annotations

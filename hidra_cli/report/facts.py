@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hidra_cli.errors import DataError, HidraError
+from hidra_cli.problems import REGRESSION
 from hidra_cli.runs import RunDir, read_json
 from hidra_cli.settings import MOST_STEPS, MOST_WAYS_OR_SHOTS, Resolved, Settings, resolve
 
@@ -238,8 +239,11 @@ def _best(best: Mapping[str, Any]) -> tuple[int, float, float] | None:
 
 
 def _rows(found: Any, where: str, notes: list[str]) -> list[Row]:
-    rows = [row for row in map(_row, _items(found)) if row is not None]
-    if len(rows) < len(_items(found)) or not isinstance(found, list | None):
+    items = [item for item in _items(found) if REGRESSION.key not in mapping(item)]
+    if len(items) < len(_items(found)):
+        notes.append(f"{where} has mean squared errors, which this page does not show.")
+    rows = [row for row in map(_row, items) if row is not None]
+    if len(rows) < len(items) or not isinstance(found, list | None):
         notes.append(f"{where} has test results that are damaged, and left out.")
     if len(rows) > MOST_ROWS:
         notes.append(f"{where} has more than {MOST_ROWS} test results: the others are left out.")

@@ -157,7 +157,7 @@ def _alone(facts: RunFacts) -> list[Html | None]:
     right = _trained("training", 0, _percents(facts), single_steps=True)
     checked = _validated("validation", 1, facts)
     return [
-        _curve("loss", "Training loss", "query loss, nats", [loss]),
+        _curve("loss", "Training loss", _loss_label([facts]), [loss]),
         _curve("accuracy", "Accuracy while training", "accuracy, %", [right, checked]),
     ]
 
@@ -169,10 +169,16 @@ def _overlaid(runs: Sequence[tuple[str, RunFacts]]) -> list[Html | None]:
     right = [_trained(name, style, _percents(facts)) for style, name, facts in named]
     checked = [_validated(name, style, facts) for style, name, facts in named]
     return [
-        _curve("loss", "Training loss", "query loss, nats", loss),
+        _curve("loss", "Training loss", _loss_label([facts for *_, facts in named]), loss),
         _curve("training", "Training accuracy", "training accuracy, %", right),
         _curve("validation", "Validation accuracy", "validation accuracy, %", checked),
     ]
+
+
+def _loss_label(runs: Sequence[RunFacts]) -> str:
+    """With its unit, where it has one: squared errors are in that of the targets."""
+    known = {facts.settings.settings.model.loss for facts in runs if facts.settings}
+    return "query loss" if "mse" in known else "query loss, nats"
 
 
 def _window(points: Sequence[object]) -> int:

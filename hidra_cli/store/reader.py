@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import h5py
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from hidra_cli.api.data import SPLITS, Split
 from hidra_cli.errors import DataError
+from hidra_cli.problems import CLASSIFICATION, Problem
 from hidra_cli.store.decode import UInt8
 
 if TYPE_CHECKING:
@@ -91,9 +92,20 @@ class PreparedImages:
     attributes: dict[str, str]
     images: Any = field(repr=False)
 
+    problem: ClassVar[Problem] = CLASSIFICATION
+
     @property
     def content_hash(self) -> str:
         return self.attributes["content_hash"]
+
+    @property
+    def place(self) -> str:
+        """Where the images are, for messages."""
+        return str(self.path)
+
+    def most_ways(self, split: Split) -> int | None:
+        """How many classes a split has."""
+        return len(self.table(split).names)
 
     def close(self) -> None:
         """Close the file, where images are read from it as needed."""

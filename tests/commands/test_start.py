@@ -91,7 +91,8 @@ def test_version_info_and_plugins(hidra: Hidra, tmp_path: Path) -> None:
             ("head", "protomaml"), ("head", "cosine"),
             ("backbone", "conv4"), ("backbone", "resnet12"), ("dataset", "glyphs"),
             ("dataset", "omniglot"), ("dataset", "cifar-fs"), ("dataset", "miniimagenet"),
-            ("dataset", "folder")} <= found  # fmt: skip
+            ("dataset", "folder"), ("dataset", "sinusoids"),
+            ("backbone", "mlp")} <= found  # fmt: skip
 
 
 def test_plugins_show_tells_options_with_types_and_defaults(hidra: Hidra) -> None:

@@ -101,7 +101,7 @@ def test_a_study_is_trained_tested_told_and_not_done_twice(
     table = (out / "table.md").read_text()
     mean, half = row["accuracy"], row["interval"]
     assert f"{100 * mean:.2f} ± {100 * half:.2f}" in table
-    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "scores.png").read_bytes().startswith(b"\x89PNG")
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*")}
     again = hidra(*command)
     assert again.json["results"] == found["results"]

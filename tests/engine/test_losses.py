@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from hidra_cli.engine.inner_loop import InnerLoop, adapted
+from hidra_cli.engine.inner_loop import InnerLoop, adapted, meta_gradient
 from hidra_cli.engine.losses import LossName, loss, probabilities
 from hidra_cli.engine.rates import LearnedRates
+from hidra_cli.engine.tasks import Examples
 
 from .tools import make_batch, make_learner
 
@@ -86,3 +88,53 @@ def test_steps_beyond_those_of_training_use_the_last_rates() -> None:
         assert float(found.body["a"]) == pytest.approx(a)
         assert float(found.body["b"]) == pytest.approx(0.5)
         assert float(found.head) == pytest.approx(head)
+
+
+@pytest.mark.parametrize("head", ["hidra", "hidra-slots", "zero", "maml"])
+@pytest.mark.parametrize("ways", [1, 3])
+def test_the_meta_gradient_of_squared_error_on_values(head: str, ways: int) -> None:
+    """Against central finite differences, through two inner steps."""
+    batch = make_batch(tasks=2, ways=2)
+    generator = torch.Generator().manual_seed(5)
+
+    def of_values(examples: Examples) -> Examples:
+        shape = (*examples.labels.shape, ways)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return Examples(examples.images, values)
+
+    batch = replace(
+        batch, support=of_values(batch.support), query=of_values(batch.query), ways=ways
+    )
+    learner = make_learner(head, ways=ways, loss="mse", normalization="none", filters=2)
+    inner = InnerLoop(2, 0.05)
+    outcome = meta_gradient(learner, batch, inner)
+    assert outcome.loss == pytest.approx(ways * outcome.score), "summed over the outputs"
+
+    def query_loss() -> float:
+        found = []
+        for task in map(batch.task, range(len(batch))):
+            weights = adapted(learner, task, inner, meta=False)
+            with torch.no_grad():
+                outputs = learner.query_logits(weights, task)
+            found.append(learner.loss(outputs, task.query_labels).item())
+        return sum(found) / len(found)
+
+    for name, parameter in learner.named_parameters():
+        if parameter.numel() == 0 or parameter.grad is None:
+            continue
+        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
+        for index in {0, flat.numel() // 2, flat.numel() - 1}:
+            kept, step = flat[index].item(), 1e-6
+            flat[index] = kept + step
+            above = query_loss()
+            flat[index] = kept - step
+            slope = (above - query_loss()) / (2 * step)
+            flat[index] = kept
+            assert gradient[index].item() == pytest.approx(slope, rel=1e-5, abs=1e-8), name
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "mse"])
+def test_the_heads_rate_grows_with_the_ways_where_the_gradient_shrinks(name: LossName) -> None:
+    learner = make_learner(loss=name)
+    found = [InnerLoop(1, 0.4).rates(learner, 0, ways).head for ways in (1, 5, 20)]
+    assert found == pytest.approx([0.4] * 3 if name == "mse" else [0.08, 0.4, 1.6])

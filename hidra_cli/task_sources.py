@@ -1,0 +1,98 @@
+"""What training and evaluation draw tasks from: prepared images, or a family of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from hidra_cli.api.data import Split
+from hidra_cli.engine.tasks import TaskBatch
+from hidra_cli.episodes import EpisodeSampler
+from hidra_cli.functions import FunctionSampler, FunctionTasks
+from hidra_cli.problems import Problem
+from hidra_cli.store.reader import PreparedImages
+
+
+class TaskSource(Protocol):
+    """Data of one dataset. `PreparedImages` and `FunctionTasks` are."""
+
+    @property
+    def problem(self) -> Problem:
+        """What its tasks ask for."""
+
+    @property
+    def dataset(self) -> str:
+        """Its name."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an input; (1, 1, D) where inputs are D numbers."""
+
+    @property
+    def content_hash(self) -> str:
+        """The same where the tasks are."""
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What a run records of it."""
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, for messages."""
+
+    def most_ways(self, split: Split) -> int | None:
+        """The largest number of ways of a split's tasks; None where there is no end."""
+
+
+class Sampler(Protocol):
+    """The tasks of one split, each a function of (seed, split, episode index)."""
+
+    @property
+    def ways(self) -> tuple[int, ...]: ...
+
+    @property
+    def shots(self) -> tuple[int, ...]: ...
+
+    @property
+    def queries(self) -> int: ...
+
+    def shape(self, meta_batch: int) -> tuple[int, int]:
+        """(ways, shots) of a meta-batch."""
+
+    def batch(
+        self, source: Any, episodes: Sequence[int], ways: int, shots: int, device: torch.device
+    ) -> TaskBatch:
+        """Some tasks of the source it was made for, as tensors on `device`."""
+
+
+def sampler_of(
+    source: TaskSource,
+    split: Split,
+    ways: Sequence[int],
+    shots: Sequence[int],
+    queries: int,
+    seed: int,
+) -> Sampler:
+    """The tasks of one split.
+
+    Args:
+        ways: the numbers of classes, or of outputs, that occur.
+        shots: the numbers of support examples that occur: per class, of functions in all.
+        queries: query examples: per class, of functions in all.
+        seed: of the run.
+
+    Raises:
+        UsageError, DataError: a task that can be asked for cannot be drawn.
+    """
+    if isinstance(source, FunctionTasks):
+        return FunctionSampler(split, tuple(ways), tuple(shots), queries, seed)
+    assert isinstance(source, PreparedImages)
+    return EpisodeSampler(source.table(split), ways, shots, queries, seed)
+
+
+def usual_ways(source: TaskSource, split: Split) -> tuple[int, ...]:
+    """The numbers of ways of a table, as far as the split goes."""
+    most = source.most_ways(split)
+    return tuple(n for n in source.problem.usual_ways if most is None or n <= most)
