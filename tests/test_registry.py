@@ -78,7 +78,7 @@ def test_the_built_ins_are_listed_first_and_by_name(install: Install) -> None:
     names = [plugin.name for plugin in registry.plugins("dataset")]
     assert names == ["cifar-fs", "folder", "glyphs", "miniimagenet", "omniglot", "aardvark"]
     assert [p.name for p in registry.plugins("head")] == ["hidra", "maml", "random", "zero"]
-    assert [p.name for p in registry.plugins("backbone")] == ["conv4", "resnet12"]
+    assert [p.name for p in registry.plugins("backbone")] == ["conv4", "resnet12", "torchvision"]
 
 
 def test_listing_imports_nothing(install: Install, tmp_path: Path) -> None:
