@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.store.reader import ClassTable, Int64, PreparedImages
 from hidra_cli.streams import stream_key
+
+# A random key that never wins.
+_LAST = np.iinfo(np.uint64).max
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,12 @@ class EpisodeSampler:
         shots: the numbers of support images per class that occur.
         queries: query images per class.
         seed: of the run.
+        within_groups: all classes of a task are of one group, the part of their names before the
+            first slash (an Omniglot alphabet), drawn from the groups with enough classes.
 
     Raises:
         UsageError: a number of ways is below two.
-        DataError: the split has too few classes, or a class too few images.
+        DataError: the split, or each of its groups, has too few classes, or a class too few images.
     """
 
     def __init__(
@@ -59,6 +65,8 @@ class EpisodeSampler:
         shots: Sequence[int],
         queries: int,
         seed: int,
+        *,
+        within_groups: bool = False,
     ) -> None:
         check_feasible(table, ways, shots, queries)
         self.table = table
@@ -68,6 +76,11 @@ class EpisodeSampler:
         self.seed = seed
         self._key = stream_key(seed, "episodes", table.split)
         self._shape_key = stream_key(seed, "shapes", table.split)
+        self._groups: Int64 | None = None
+        if within_groups:
+            self._group_key = stream_key(seed, "groups", table.split)
+            self._groups = groups_of(table)
+            _check_groups(table, self._groups, max(ways))
 
     def shape(self, meta_batch: int) -> tuple[int, int]:
         """(ways, shots) of a meta-batch, uniform over those that occur."""
@@ -80,10 +93,13 @@ class EpisodeSampler:
         classes_in_split = len(self.table.names)
         raw = np.stack([_draw(self._key, e, classes_in_split + ways * most) for e in episodes])
         # The smallest random keys win: a uniform choice without replacement.
-        classes = np.argsort(raw[:, :classes_in_split], axis=1)[:, :ways]
+        class_keys = raw[:, :classes_in_split]
+        if self._groups is not None:
+            class_keys = np.where(self._outside(episodes, ways), _LAST, class_keys)
+        classes = np.argsort(class_keys, axis=1)[:, :ways]
         keys = raw[:, classes_in_split:].reshape(len(episodes), ways, most)
         beyond = np.arange(most) >= self.table.counts[classes][..., None]
-        keys = np.where(beyond, np.iinfo(np.uint64).max, keys)
+        keys = np.where(beyond, _LAST, keys)
         best = np.argpartition(keys, needed - 1, axis=2)[..., :needed]
         order = np.argsort(np.take_along_axis(keys, best, axis=2), axis=2)
         chosen = np.take_along_axis(best, order, axis=2) + self.table.first[classes][..., None]
@@ -93,6 +109,15 @@ class EpisodeSampler:
             chosen[..., shots:].reshape(len(episodes), -1),
             tuple(stream_key(self.seed, "head", self.table.split, e) for e in episodes),
         )
+
+    def _outside(self, episodes: Sequence[int], ways: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which classes are not of an episode's group, one with at least N classes: (T, C)."""
+        assert self._groups is not None
+        sizes = np.bincount(self._groups)
+        keys = np.stack([_draw(self._group_key, episode, len(sizes)) for episode in episodes])
+        chosen = np.where(sizes < ways, _LAST, keys).argmin(axis=1)
+        outside: np.ndarray[Any, np.dtype[np.bool_]] = self._groups != chosen[:, None]
+        return outside
 
     def batch(
         self,
@@ -144,6 +169,22 @@ def check_feasible(
             why=f"it has {has} and needs {needed}: {max(shots)} for support, {queries} as queries "
             f"({short} of {len(table.names)} classes in the {table.split} split are too small)",
             fix="lower --shots or --queries, or add images to the class",
+        )
+
+
+def groups_of(table: ClassTable) -> Int64:
+    """The number of each class's group, the part of its name before the first slash: (C,)."""
+    names = [name.split("/")[0] for name in table.names]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def _check_groups(table: ClassTable, groups: Int64, ways: int) -> None:
+    most = int(np.bincount(groups).max())
+    if most < ways:
+        raise DataError(
+            f"no group of classes in the {table.split} split of {table.dataset} is large enough",
+            why=f"the largest has {most} classes, but --ways asks for {ways}",
+            fix=f"--ways {most} or fewer" if most > 1 else "leave --within-groups out",
         )
 
 

@@ -114,7 +114,9 @@ def load_model(
     checkpoint = load_checkpoint(path)
     check_entries(checkpoint, iteration=int, dataset_hash=str, invert=bool)
     settings, image_shape, max_ways, learner = restore_learner(checkpoint, normalization)
-    name = chosen.name if chosen.is_dir() else f"{path.parent.parent.name}/{path.stem}"
+    of_run = path.parent.name == "checkpoints"
+    name = f"{path.parents[1].name}/{path.stem}" if of_run else path.stem
+    name = chosen.name if chosen.is_dir() else name
     return TrainedModel(
         name,
         path,

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import IO, Any
 
@@ -139,8 +139,26 @@ def _umask() -> int:
     return mask
 
 
+def shipped_models() -> dict[str, Path]:
+    """The meta-trained models that come with hidra, by name."""
+    folder = Path(str(resources.files("hidra_data") / "models"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def results_home(chosen: Path) -> Path:
+    """Where the results of a checkpoint go: its run, else its folder.
+
+    Of a model that ships with hidra: the current folder, for it lies among the program's own files.
+    """
+    if chosen.is_dir():
+        return chosen
+    if chosen in shipped_models().values():
+        return Path()
+    return chosen.parents[1] if chosen.parent.name == "checkpoints" else chosen.parent
+
+
 def find_checkpoint(chosen: Path) -> Path:
-    """A checkpoint file, or a run directory's best (else last) checkpoint.
+    """A checkpoint file, a run directory's best (else last) checkpoint, or a shipped model's name.
 
     Raises:
         DataError: there is none.
@@ -150,13 +168,16 @@ def find_checkpoint(chosen: Path) -> Path:
         for path in (chosen, run.best, run.last, run.previous):
             if path.is_file():
                 return path
+        if (shipped := shipped_models().get(str(chosen))) is not None:
+            return shipped
         why = "it has no checkpoint yet" if chosen.is_dir() else "it does not exist"
     except OSError as exc:  # a name too long, or a folder that may not be looked into
         why = exc.strerror or str(exc)
     raise DataError(
         f"{chosen} is not a run",
         why=why,
-        fix="name a run directory, or train one: hidra meta-train",
+        fix="name a run directory, or train one: hidra meta-train; or a model that ships with "
+        "hidra: " + ", ".join(shipped_models()),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from hidra_cli.api.data import Split
 from hidra_cli.engine.tasks import TaskBatch
 from hidra_cli.episodes import EpisodeSampler
+from hidra_cli.errors import UsageError
 from hidra_cli.functions import FunctionSampler, FunctionTasks
 from hidra_cli.problems import Problem
 from hidra_cli.store.reader import PreparedImages
@@ -74,6 +75,8 @@ def sampler_of(
     shots: Sequence[int],
     queries: int,
     seed: int,
+    *,
+    within_groups: bool = False,
 ) -> Sampler:
     """The tasks of one split.
 
@@ -82,14 +85,22 @@ def sampler_of(
         shots: the numbers of support examples that occur: per class, of functions in all.
         queries: query examples: per class, of functions in all.
         seed: of the run.
+        within_groups: the classes of a task are of one group, such as an alphabet.
 
     Raises:
         UsageError, DataError: a task that can be asked for cannot be drawn.
     """
     if isinstance(source, FunctionTasks):
+        if within_groups:
+            raise UsageError(
+                f"{source.dataset} has no groups of classes",
+                why="its tasks are functions",
+                fix="leave --within-groups out",
+            )
         return FunctionSampler(split, tuple(ways), tuple(shots), queries, seed)
     assert isinstance(source, PreparedImages)
-    return EpisodeSampler(source.table(split), ways, shots, queries, seed)
+    table = source.table(split)
+    return EpisodeSampler(table, ways, shots, queries, seed, within_groups=within_groups)
 
 
 def usual_ways(source: TaskSource, split: Split) -> tuple[int, ...]:

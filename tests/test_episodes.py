@@ -277,3 +277,42 @@ def test_streams_of_other_names_are_other_streams(a: tuple[int, str], b: tuple[i
 
 
 RECORDED = {"classes": [[2, 7, 0]], "support": [[52, 48, 132, 126, 5, 3]], "query": [[54, 130, 11]]}
+
+
+GROUPS = {"greek": 7, "latin": 4, "runes": 12}
+
+
+def grouped() -> ClassTable:
+    names = [f"{group}/{i}" for group, size in GROUPS.items() for i in range(size)]
+    plain = table([8] * len(names))
+    return ClassTable("toy", "train", tuple(names), plain.first, plain.counts)
+
+
+@given(ways=st.integers(2, 12), seed=keys, episodes=episode_lists)
+def test_within_groups_all_classes_of_a_task_share_a_group(
+    ways: int, seed: int, episodes: list[int]
+) -> None:
+    classes = grouped()
+    sampler = EpisodeSampler(classes, [ways], [1], 2, seed, within_groups=True)
+    found = sampler.indices(episodes, ways, 1)
+    for chosen in found.classes:
+        names = [classes.names[row] for row in chosen]
+        assert len(set(names)) == ways
+        (group,) = {name.split("/")[0] for name in names}
+        assert GROUPS[group] >= ways
+    assert np.array_equal(owner(classes, found.support), found.classes)
+
+
+def test_every_group_that_is_large_enough_gets_its_share() -> None:
+    classes = grouped()
+    sampler = EpisodeSampler(classes, [5], [1], 1, 3, within_groups=True)
+    rows = sampler.indices(range(600), 5, 1).classes[:, 0]
+    counts = Counter(classes.names[row].split("/")[0] for row in rows)
+    assert set(counts) == {"greek", "runes"}
+    assert abs(counts["greek"] - 300) < 60
+
+
+def test_a_group_too_small_for_the_ways_is_told() -> None:
+    with pytest.raises(DataError) as caught:
+        EpisodeSampler(grouped(), [13], [1], 1, 0, within_groups=True)
+    assert "the largest has 12 classes" in caught.value.why

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hidra_cli.commands import common, completing
-from hidra_cli.commands.adapting import Wish, check_finite, home_of, show_steps
+from hidra_cli.commands.adapting import Wish, check_finite, show_steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hidra_cli.api.data import Split
+    from hidra_cli.console import Console
     from hidra_cli.models import TrainedModel
     from hidra_cli.store.reader import PreparedImages
 
+# What adapts where nothing was meta-trained yet; data/models has its card.
+SHIPPED = "omniglot-any"
 _OWN, _DRAWN = "Own pictures", "A task drawn from a dataset"
 
 
@@ -30,7 +33,7 @@ def adapt(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="A run directory or checkpoint. [the latest run]",
+            help="A run directory or checkpoint. [the latest run, else omniglot-any]",
             autocompletion=completing.run_paths,
         ),
     ] = None,
@@ -124,7 +127,7 @@ def adapt(
     wish = Wish(where, steps, ways, shots, out, not forget, console)
     if support is None:
         _check_only_drawn({"--query": query, "--labels": labels, "--base": base})
-        model = load_model(checkpoint or _latest(runs_dir), where, steps=steps)
+        model = load_model(checkpoint or _latest(runs_dir, console), where, steps=steps)
         _check_classifies(model)
         settings = common.another_dataset(model.settings.dataset, dataset, source, data_opt)
         images = common.open_images(settings, cache_dir, console)
@@ -136,15 +139,24 @@ def adapt(
     if base is not None:
         model, kept = load_base(base, where)
     else:
-        model = load_model(checkpoint or _latest(runs_dir), where)
+        model = load_model(checkpoint or _latest(runs_dir, console), where)
         _check_classifies(model)
     adapt_own(wish, model, kept, labelled_pictures(support, labels), support, query)
 
 
-def _latest(runs_dir: Path | None) -> Path:
-    from hidra_cli.runs import latest_run
+def _latest(runs_dir: Path | None, console: Console) -> Path:
+    """The latest run, or the model that ships with hidra where there is none."""
+    from hidra_cli.errors import DataError
+    from hidra_cli.runs import latest_run, shipped_models
 
-    return latest_run(common.runs_dir_of(runs_dir))
+    try:
+        return latest_run(common.runs_dir_of(runs_dir))
+    except DataError:
+        shipped = shipped_models().get(SHIPPED)
+        if shipped is None:
+            raise
+        console.note(f"there is no run yet: using {SHIPPED}, which ships with hidra")
+        return shipped
 
 
 def _check_classifies(model: TrainedModel) -> None:
@@ -203,6 +215,7 @@ def _adapt_drawn(
     from hidra_cli.adaptation import adapt_task
     from hidra_cli.classifiers import save_classifier
     from hidra_cli.episodes import EpisodeSampler
+    from hidra_cli.runs import results_home
 
     console, ways, shots = wish.console, wish.ways, wish.shots
     n = ways if ways is not None else (5 if model.learner.head.any_ways else model.max_ways)
@@ -224,7 +237,7 @@ def _adapt_drawn(
     )
     of = "" if split == "test" else f"{split}-"
     name = f"{images.dataset}-{of}{n}w{k}s-seed{seed}-episode{episode}"
-    path = common.made(wish.out or home_of(model.path) / "adapted" / name)
+    path = common.made(wish.out or results_home(model.path) / "adapted" / name)
     path /= "classifier.safetensors"
     save_classifier(path, model, adapted.weights, task, classes, keep=wish.keep)
     console.print(f"classifier: {path}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hidra_cli.commands import common
-from hidra_cli.commands.adapting import Wish, check_finite, home_of, show_steps
+from hidra_cli.commands.adapting import Wish, check_finite, show_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,7 @@ def adapt_own(
     from hidra_cli.adaptation import adapt_task, hold_out, own_task
     from hidra_cli.classifiers import save_classifier
     from hidra_cli.pictures import labelled_pictures, read_pictures
+    from hidra_cli.runs import results_home
 
     console, invert = wish.console, bool(model.meta["invert"])
     images = read_pictures(given.paths, model.image_shape, invert).to(wish.device)
@@ -59,7 +60,7 @@ def adapt_own(
     _show_own(model, classes, counts, held, adapted, console)
     check_finite(adapted)
     table = _confusion(model, task, adapted, held, classes, console)
-    place = home_of(model.path) / "adapted" / f"{support.resolve().name}-{len(classes)}w"
+    place = results_home(model.path) / "adapted" / f"{support.resolve().name}-{len(classes)}w"
     path = common.made(wish.out or place) / "classifier.safetensors"
     save_classifier(path, model, adapted.weights, task, classes, keep=wish.keep)
     console.print(f"classifier: {path}")

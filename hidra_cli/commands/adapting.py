@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from hidra_cli.adaptation import Adapted
@@ -44,12 +45,6 @@ def show_steps(what: str, model: TrainedModel, adapted: Adapted, console: Consol
             )
         ],
     )
-
-
-def home_of(model: Path) -> Path:
-    """Where results go: the run of a checkpoint, or the folder of a file by itself."""
-    folder = model.parent
-    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def check_finite(adapted: Adapted) -> None:

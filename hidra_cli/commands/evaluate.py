@@ -42,6 +42,13 @@ def evaluate(
         typer.Option(help="Where statistics come from. [as trained]", show_default=False),
     ] = None,
     split: common.Split = "test",
+    within_groups: Annotated[
+        bool,
+        typer.Option(
+            "--within-groups",
+            help="Take a task's classes from one group, such as an Omniglot alphabet.",
+        ),
+    ] = False,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -105,6 +112,7 @@ def evaluate(
         queries=queries,
         episodes=episodes,
         seed=seed,
+        within_groups=within_groups,
         device=where,
         console=console,
     )
@@ -113,6 +121,7 @@ def evaluate(
         "dataset": data.dataset,
         "dataset_hash": data.content_hash,
         "split": split,
+        "within_groups": within_groups,
         "seed": seed,
         "queries": queries,
         "models": [_describe(model) for model in models],
@@ -136,6 +145,7 @@ def _evaluate_all(
     queries: int,
     episodes: int,
     seed: int,
+    within_groups: bool,
     device: torch.device,
     console: Console,
 ) -> list[Cell]:
@@ -146,7 +156,7 @@ def _evaluate_all(
     return evaluate_plan(
         _plan(contenders, ways, data.image_shape, console),
         data,
-        sampler_of(data, split, ways, shots, queries, seed),
+        sampler_of(data, split, ways, shots, queries, seed, within_groups=within_groups),
         episodes=episodes,
         device=device,
         console=console,
@@ -245,18 +255,22 @@ def _write(
 
     from hidra_cli.files import write_atomically, write_json
     from hidra_cli.picture import scores_over_ways
+    from hidra_cli.runs import results_home
 
-    home = chosen if chosen.is_dir() else model.path.parent
+    home = results_home(chosen if chosen.is_dir() else model.path)
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{result['dataset']}-{result['split']}"
     folder = common.made(out or home / "evaluations" / name, own=out is None)
-    title = (
-        f"{result['dataset']}, {result['split']} split, {cells[0].to_json()['episodes']} episodes"
-    )
+    title = f"{_where(result)}, {cells[0].to_json()['episodes']} episodes"
     picture = f"{cells[0].problem.key}.png"
     write_atomically(folder / picture, scores_over_ways(cells, title))
     write_atomically(folder / "episodes.csv", _episodes(cells).encode())
     write_json(folder / "result.json", result)
     return folder, picture
+
+
+def _where(result: dict[str, Any]) -> str:
+    groups = ", classes of one group" if result["within_groups"] else ""
+    return f"{result['dataset']}, {result['split']} split{groups}"
 
 
 def _episodes(cells: list[Cell]) -> str:
@@ -280,7 +294,7 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
     rows = [cell.to_json() for cell in cells]
     most_steps = max(len(row.get("per_step", [0])) for row in rows)
     console.table(
-        f"{_titled(problem)} on {result['dataset']}, {result['split']} split, "
+        f"{_titled(problem)} on {_where(result)}, "
         f"{rows[0]['episodes']} episodes, {result['queries']} queries {problem.per}",
         [
             "model",

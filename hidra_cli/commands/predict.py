@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hidra_cli.console import Console
 
 Format = Literal["table", "csv", "jsonl"]
+NONE_OF_THESE = "none of these"
 MOST_ROWS = 200  # of the table; the other formats have no end
 
 
@@ -32,6 +33,16 @@ def predict(
         Path | None, typer.Option(help="Also draw the first pictures and their labels: a PNG.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Pictures per forward pass.", min=1)] = 64,
+    none_below: Annotated[
+        float | None,
+        typer.Option(
+            help="Say 'none of these' where no class has this probability; of sigmoid classifiers. "
+            "[0.5]",
+            min=0,
+            max=1,
+            show_default=False,
+        ),
+    ] = None,
     device: common.Device = None,
     json_output: common.Json = False,
     quiet: common.Quiet = False,
@@ -40,7 +51,8 @@ def predict(
 ) -> None:
     """Label pictures: class and probability, for one picture or thousands.
 
-    A picture that cannot be read is reported and left out; the exit code is then 3.
+    A picture that cannot be read is reported and left out; the exit code is then 3. A classifier
+    whose model was trained with --loss sigmoid may find that a picture is of none of its classes.
 
     Examples:
 
@@ -55,6 +67,7 @@ def predict(
 
     console = common.make_console(json_output, quiet, verbose)
     chosen = load_classifier(classifier, resolve_device(device or "auto"))
+    least = _least_probability(none_below, chosen.learner.loss_name)
     paths = pictures_in(pictures)
     if chosen.normalization == "transductive":
         console.warn("these predictions depend on which pictures are predicted together")
@@ -66,14 +79,15 @@ def predict(
                 damaged.append(answer)
                 console.warn(f"{answer.what}: {answer.why}")
             else:
-                rows.append(_row(path, answer, chosen.classes, top_k))
+                rows.append(_row(path, answer, chosen.classes, top_k, least))
             advance(done)
     _write(rows, form, out, console)
     if gallery is not None:
         from hidra_cli.files import write_atomically
         from hidra_cli.picture import predictions_gallery
 
-        write_atomically(gallery, predictions_gallery(rows, chosen.image_shape))
+        shown = [row | {"label": _ranks(row)[0][0]} for row in rows]
+        write_atomically(gallery, predictions_gallery(shown, chosen.image_shape))
         console.note(f"gallery: {gallery}")
     console.result({"predictions": rows, "damaged": [str(error.what) for error in damaged]})
     if damaged:
@@ -84,13 +98,41 @@ def predict(
         )
 
 
-def _row(path: Path, answer: Tensor, classes: tuple[str, ...], top_k: int) -> dict[str, Any]:
+def _least_probability(chosen: float | None, loss: str) -> float:
+    """Below which no class is named; under softmax one always is."""
+    from hidra_cli.errors import UsageError
+
+    if loss == "sigmoid":
+        return 0.5 if chosen is None else chosen
+    if chosen is not None:
+        raise UsageError(
+            "--none-below needs a classifier that judges each class by itself",
+            why=f"this one's model was trained with --loss {loss}, whose classes share what there "
+            "is: some class is always likely",
+            fix="leave it out, or adapt a model of hidra meta-train --loss sigmoid",
+        )
+    return 0.0
+
+
+def _row(
+    path: Path, answer: Tensor, classes: tuple[str, ...], top_k: int, least: float
+) -> dict[str, Any]:
     values, places = answer.topk(min(top_k, len(classes)))
     top = [
         {"label": classes[place], "probability": round(value, 6)}
         for value, place in zip(values.tolist(), places.tolist(), strict=True)
     ]
-    return {"image": str(path), **top[0], **({"top": top} if top_k > 1 else {})}
+    first = top[0] if answer.max() >= least else top[0] | {"label": None}
+    return {"image": str(path), **first, **({"top": top} if top_k > 1 else {})}
+
+
+def _ranks(row: dict[str, Any]) -> list[tuple[str, float]]:
+    """(label, probability) of the answer and of the classes after it."""
+    tops = [row, *row.get("top", [])[1:]]
+    return [
+        (NONE_OF_THESE if top["label"] is None else top["label"], top["probability"])
+        for top in tops
+    ]
 
 
 def _write(rows: list[dict[str, Any]], form: Format, out: Path | None, console: Console) -> None:
@@ -106,9 +148,9 @@ def _write(rows: list[dict[str, Any]], form: Format, out: Path | None, console: 
             f"{len(rows)} pictures" + (f", the first {MOST_ROWS}" if len(rows) > MOST_ROWS else ""),
             ["picture", "label", "probability, %"],
             [
-                [row["image"] if rank == 0 else "", top["label"], f"{100 * top['probability']:.1f}"]
+                [row["image"] if rank == 0 else "", label, f"{100 * probability:.1f}"]
                 for row in rows[:MOST_ROWS]
-                for rank, top in enumerate(row.get("top", [row]))
+                for rank, (label, probability) in enumerate(_ranks(row))
             ],
             left=2,
         )
@@ -127,8 +169,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     writer = csv.writer(text)
     writer.writerow(["image", "label", "probability", *more])
     for row in rows:
-        tops = row.get("top", [row])
-        writer.writerow([row["image"], *(top[k] for top in tops for k in ("label", "probability"))])
+        writer.writerow([row["image"], *(value for rank in _ranks(row) for value in rank)])
     return text.getvalue()
 
 

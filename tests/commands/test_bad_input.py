@@ -182,7 +182,8 @@ def test_a_checkpoint_that_is_none(
     flag = [] if command == "evaluate" else ["--checkpoint"]
     assert_refused(hidra(command, *flag, tmp_path / "no"), 3, "is not a run", "does not exist")
     assert_refused(hidra(command, *flag, tmp_path), 3, "is not a run", "no checkpoint")
-    assert_refused(hidra(command, "--runs-dir", tmp_path), 3, "there is no run under")
+    if command == "evaluate":  # adapt takes the model that ships with hidra
+        assert_refused(hidra(command, "--runs-dir", tmp_path), 3, "there is no run under")
     whole = (runs_dir / "hidra" / "checkpoints" / "best.safetensors").read_bytes()
     for content in (b"", b"hello", whole[:1000], whole[:-7]):
         path = tmp_path / "broken.safetensors"

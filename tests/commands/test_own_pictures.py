@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import torch
 from PIL import Image
 
 from hidra_cli.adaptation import confusion, hold_out
+from hidra_cli.app import main
 from hidra_cli.classifiers import load_base, load_classifier
 from hidra_cli.models import load_model
 from hidra_cli.store.reader import PreparedImages
 
-from ..conftest import Hidra
+from ..conftest import TINY_RUN, Hidra
 from .test_bad_input import assert_refused
 
 CPU = torch.device("cpu")
@@ -96,6 +98,57 @@ def test_the_forms_of_predictions_agree(
     assert (tmp_path / "p.jsonl").read_text().splitlines() == lines
     with Image.open(tmp_path / "g.png") as gallery:
         assert gallery.width > 500
+
+
+@pytest.fixture(scope="module")
+def yes_or_no(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """A run whose classes are judged each by itself."""
+    runs = tmp_path_factory.mktemp("sigmoid")
+    flags = ["--loss=sigmoid", "--head-opt=start=zero", "--head-opt=prior=true", "--inner-lr=0.1"]
+    place = [f"--cache-dir={cache_dir}", f"--runs-dir={runs}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sys,
+            "argv",
+            [
+                "hidra",
+                "meta-train",
+                *TINY_RUN,
+                *flags,
+                "--ways=2-5",
+                "--name=yes-or-no",
+                "-q",
+                *place,
+            ],
+        )
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+    return runs / "yes-or-no"
+
+
+def test_a_picture_may_be_of_none_of_the_classes(
+    hidra: Hidra, yes_or_no: Path, pictures: Path, tmp_path: Path
+) -> None:
+    support = ["--support", pictures / "support", "--out", tmp_path]
+    assert hidra("adapt", *support, "--checkpoint", yes_or_no).code == 0
+    asked = ["predict", tmp_path / "classifier.safetensors", pictures / "query"]
+    rows = hidra(*asked, "--top-k=4", "--json").json["predictions"]
+    for row in rows:
+        assert (row["label"] is None) == (row["probability"] < 0.5)
+    sums = [sum(top["probability"] for top in row["top"]) for row in rows]
+    assert max(abs(total - 1) for total in sums) > 1e-3, "each class is judged by itself"
+    strict = hidra(*asked, "--none-below=1", "--format=csv", "--gallery", tmp_path / "g.png")
+    labels = {row["label"] for row in csv.DictReader(io.StringIO(strict.out))}
+    assert labels == {"none of these"}
+    assert (tmp_path / "g.png").stat().st_size > 10_000
+    never = hidra(*asked, "--none-below=0", "--json").json["predictions"]
+    assert all(row["label"] in CLASSES for row in never)
+
+
+def test_softmax_always_names_a_class(hidra: Hidra, adapted: Any, pictures: Path) -> None:
+    done = hidra("predict", adapted["classifier"], pictures / "query", "--none-below=0.4")
+    assert_refused(done, 2, "--none-below", "--loss softmax", "--loss sigmoid")
 
 
 def test_a_damaged_picture_is_told_of_and_the_others_are_labelled(
