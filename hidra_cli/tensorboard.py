@@ -23,6 +23,7 @@ CURVES = {
     "gradient_norm": "training/gradient_norm",
     "tasks_per_second": "training/tasks_per_second",
     "validation_accuracy": "validation/accuracy",
+    "validation_mean_squared_error": "validation/mean_squared_error",
 }
 # What TensorBoard knows an event file by. It reads the files of a folder in the order of names.
 _NAME = "events.out.tfevents."
@@ -80,7 +81,7 @@ class MetricsAndEvents(MetricsFile):
 
     def write(self, row: Mapping[str, Any]) -> None:
         super().write(row)
-        values = {tag: float(row[name]) for name, tag in CURVES.items() if name in row}
+        values = {tag: float(row[name]) for name, tag in CURVES.items() if row.get(name)}
         self._events.write(int(row["iteration"]), values)
 
     def close(self) -> None:

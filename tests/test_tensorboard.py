@@ -48,7 +48,7 @@ def columns(run: RunDir) -> dict[str, list[tuple[int, Any]]]:
             if row[name]
         ]
         for name, tag in CURVES.items()
-        if name != "tasks_per_second"
+        if name != "tasks_per_second" and any(row[name] for row in rows(run))
     }
 
 
@@ -172,3 +172,16 @@ def test_a_folder_that_cannot_be_written_is_told_of(train: Hidra, tmp_path: Path
     assert_told(done, 1)
     assert str(run.events) in done.err
     assert train("--resume=mine", "-q", "--iterations=2", "--log=csv").code == 0
+
+
+def test_functions_have_curves_of_their_errors(hidra: Hidra, tmp_path: Path) -> None:
+    flags = ["--preset=sinusoids", "--iterations=4", "--validate-every=2", "--test-episodes=0"]
+    small = ["--validation-episodes=2", "--name=mine", "-q", "--runs-dir", tmp_path]
+    done = hidra("meta-train", *flags, *small, "--log=tensorboard")
+    assert done.code == 0, done.err
+    found = curves(RunDir(tmp_path / "mine"))
+    assert [step for step, _ in found["validation/mean_squared_error"]] == [2, 4]
+    assert not any("accuracy" in tag for tag in found)
+    assert {tag: found[tag] for tag in columns(RunDir(tmp_path / "mine"))} == columns(
+        RunDir(tmp_path / "mine")
+    )
