@@ -16,8 +16,10 @@ from hidra_cli.models import TrainedModel
 
 # Pictures of a class that are needed to hold one out, and the parts they are divided into.
 FEWEST_TO_HOLD_OUT = 2
-MOST_FOLDS = 5
+MOST_FOLDS = 3
+# More inner steps are tried until so many in a row were no better, beyond those of training.
 MOST_STEPS = 10
+PATIENCE = 2
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class HeldOut:
     """What held-out support pictures say about the number of inner steps.
 
     Attributes:
-        accuracies: after 0, 1, … steps, each picture labelled once while it was held out.
-        steps: the fewest, but one, of the most accurate.
+        accuracies: after 0, 1, … steps, each picture labelled once while it was held out; as far
+            as was tried.
+        steps: the fewest of the most accurate, at least one.
         labels, predictions: (n,) of the pictures, after `steps`.
         folds: parts the pictures were divided into.
     """
@@ -104,20 +107,26 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
     shots = int(torch.bincount(labels, minlength=ways).min())
     if shots < FEWEST_TO_HOLD_OUT:
         return None
-    folds, most = min(MOST_FOLDS, shots), max(MOST_STEPS, model.steps)
-    place = _place_within_class(labels)
-    found = torch.zeros(most + 1, len(labels), dtype=torch.int64)
-    for fold in range(folds):
-        held = place % folds == fold
-        task = own_task((images[~held], labels[~held]), (images[held], labels[held]), ways)
-        path = adapt(model.learner, task, model.inner, meta=False, steps=most)
-        with memory_errors():
-            for step, weights in enumerate(path):
-                found[step, held.cpu()] = predictions(model, weights, task).cpu()
-    truth = labels.cpu()
-    accuracies = (found == truth).double().mean(1).tolist()
-    steps = 1 + max(range(most), key=lambda step: (accuracies[step + 1], -step))
-    return HeldOut(accuracies, steps, truth, found[steps], folds)
+    folds, place = min(MOST_FOLDS, shots), _place_within_class(labels)
+    masks = [place % folds == fold for fold in range(folds)]
+    tasks = [own_task((images[~m], labels[~m]), (images[m], labels[m]), ways) for m in masks]
+    most, truth = max(MOST_STEPS, model.steps), labels.cpu()
+    paths = [adapt(model.learner, t, model.inner, meta=False, steps=most) for t in tasks]
+    found: list[Tensor] = []
+    accuracies: list[float] = []
+    best = 1
+    with memory_errors():
+        for step, weights in enumerate(zip(*paths, strict=True)):
+            labelled = torch.zeros_like(truth)
+            for mask, task, at_step in zip(masks, tasks, weights, strict=True):
+                labelled[mask.cpu()] = predictions(model, at_step, task).cpu()
+            found.append(labelled)
+            accuracies.append((labelled == truth).double().mean().item())
+            if step and accuracies[step] > accuracies[best]:
+                best = step
+            if step >= max(best + PATIENCE, model.steps):
+                break
+    return HeldOut(accuracies, best, truth, found[best], folds)
 
 
 def _place_within_class(labels: Tensor) -> Tensor:
