@@ -54,6 +54,9 @@ settings = {{ model = {{ head = "maml" }} }}
 """
 
 
+STUDIES = sorted((Path(__file__).resolve().parents[2] / "benchmarks").glob("*.toml"))
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
@@ -74,6 +77,14 @@ def test_a_study_plans_every_model_seed_and_number_of_ways(file: Path) -> None:
     assert runs[3].settings["tasks"] == {"ways": 4, "queries": 3}
     assert runs[3].settings["run"] == {"seed": 1}
     assert {run.iterations for run in runs} == {3}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_studies_of_this_project_are_valid(path: Path) -> None:
+    study = load_study(path)
+    assert len(study.seeds) >= 3, "an interval over episodes says nothing of the seeds"
+    assert study.evaluation.episodes >= 600
+    assert len(list(trainings(study))) >= 3 * len(study.models)
 
 
 def test_a_study_is_trained_tested_told_and_not_done_twice(
