@@ -1,1 +1,1 @@
-"""What ships as data, no code: class splits and presets, read with `importlib.resources`."""
+"""What ships as data, no code: class splits, presets, meta-trained models."""

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from hidra_cli.api import Backbone, FastWeights, Head
 from hidra_cli.engine import losses
 from hidra_cli.engine.losses import LossName
-from hidra_cli.engine.normalization import Episode, Mode, adapting, reads_support
+from hidra_cli.engine.normalization import Episode, Mode, adapting, full_precision, reads_support
 from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.tasks import Task
 
@@ -97,7 +97,7 @@ class Learner(nn.Module):
         body: FastWeights = dict(adapting(self.backbone))
         features = None
         if self.head.needs_support:
-            features = _full(self.features(body, task.support_images))
+            features = full_precision(self.features(body, task.support_images))
         head = self.head.initialize(task.ways, features, task.support_labels, task.generator())
         return Weights(body, head).renewed()
 
@@ -128,17 +128,12 @@ class Learner(nn.Module):
     def _logits(self, weights: Weights, features: Tensor) -> Tensor:
         with self._autocast():
             logits = self.head.logits(weights.head, features)
-        return _full(logits)
+        return full_precision(logits)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def _full(values: Tensor) -> Tensor:
-    """In float32 at least: what autocast gives in less must not become weights or a loss."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _aliases(weights: FastWeights) -> FastWeights:

@@ -98,7 +98,7 @@ class EpisodeNorm(Affine):
         rows = self.episode.reference_rows
         if rows is None and not self.episode.recording:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPSILON)
-        variance, mean = torch.var_mean(_full(x[:rows]), dim=(0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(full_precision(x[:rows]), dim=(0, 2, 3), correction=0)
         if self.episode.recording:
             self.mean, self.variance = mean.detach(), variance.detach()
         return self._normalize(x, mean, variance)
@@ -133,7 +133,7 @@ class TaskNorm(EpisodeNorm):
         self.register_buffer("count", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = _full(x).flatten(2)
+        values = full_precision(x).flatten(2)
         means, variances = _Moments.apply(values)
         mean, variance, count = self._support(means, variances)
         alpha = torch.sigmoid(self.scale * count + self.offset)
@@ -202,8 +202,8 @@ def adapting(backbone: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in backbone.named_parameters() if name not in blends}
 
 
-def _full(x: Tensor) -> Tensor:
-    """In float32 at least: a variance in bfloat16 has three digits."""
+def full_precision(x: Tensor) -> Tensor:
+    """In float32 at least: in bfloat16 a variance, a weight or a loss has three digits."""
     return x if x.dtype == torch.float64 else x.float()
 
 
