@@ -18,7 +18,7 @@ def info(
     import torch
 
     from hidra_cli.errors import DataError
-    from hidra_cli.runs import environment, latest_run
+    from hidra_cli.runs import environment, latest_run, shipped_models
     from hidra_cli.store.paths import cache_dir as resolve_cache
 
     console = common.make_console(json_output, quiet, verbose=False)
@@ -30,6 +30,7 @@ def info(
         latest = ""
     facts = environment(torch.device("cpu"), {})
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    shipped = shipped_models()
     stores = sorted((cache / "stores").glob("*.h5"))
     rows = [
         ["hidra-cli", facts["hidra-cli"]],
@@ -41,6 +42,7 @@ def info(
         ["cache", str(cache)],
         ["runs", str(runs)],
         ["latest run", latest or "none"],
+        *(["shipped model", f"{name} ({_megabytes(path)})"] for name, path in shipped.items()),
         *(["prepared", f"{path.name} ({_megabytes(path)})"] for path in stores),
     ]
     console.table("hidra", ["what", "value"], rows, left=2)
@@ -56,6 +58,7 @@ def info(
             "cache": str(cache),
             "runs": str(runs),
             "latest_run": latest or None,
+            "shipped_models": {name: str(path) for name, path in shipped.items()},
             "prepared": [str(path) for path in stores],
         }
     )
