@@ -26,6 +26,8 @@ pytestmark = pytest.mark.skipif(not (BIN / "hidra").exists(), reason="hidra is n
 def call(*command: str | Path, place: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HIDRA_", "_HIDRA"))}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    # The shell is the one that is named, not the one that the tests happen to be run from.
+    inherited["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     return subprocess.run(
         list(map(str, command)),
         env=inherited | {"HOME": str(place), "PATH": path} | environ,
