@@ -48,7 +48,7 @@ class HeldOut:
     Attributes:
         accuracies: after 0, 1, … steps, each picture labelled once while it was held out; as far
             as was tried.
-        steps: the fewest of the most accurate, at least one.
+        steps: of the most accurate those of training, else the fewest; at least one.
         labels, predictions: (n,) of the pictures, after `steps`.
         folds: parts the pictures were divided into.
     """
@@ -126,6 +126,8 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
                 best = step
             if step >= max(best + PATIENCE, model.steps):
                 break
+    if model.steps and accuracies[model.steps] == accuracies[best]:
+        best = model.steps  # what it was trained for; its probabilities mean more there
     return HeldOut(accuracies, best, truth, found[best], folds)
 
 

@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,9 @@ def test_held_out_pictures_are_each_labelled_without_themselves(
     assert held.folds == 2
     assert held.steps == 1
     assert len(held.accuracies) == 4, "it stops two steps after the last that was better"
+    trained_for_two = hold_out(replace(model, steps=2), twins, torch.tensor([0, 0, 1, 1]), 2)
+    assert trained_for_two is not None
+    assert trained_for_two.steps == 2, "of equals, what the model was trained for"
     assert hold_out(model, twins[:3], torch.tensor([0, 0, 1]), 2) is None, "one of a class is left"
 
 
