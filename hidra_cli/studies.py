@@ -278,4 +278,5 @@ def evaluate_flags(study: Study, training: Training) -> list[str]:
         "steps": model.steps,
         "normalization": model.normalization,
     }
-    return [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    return [*given, "--last-step"]

@@ -37,6 +37,13 @@ def evaluate(
     queries: Annotated[int, typer.Option(help="Query images per class.", min=1)] = 15,
     episodes: Annotated[int, typer.Option(help="Episodes per number of ways.", min=2)] = 600,
     steps: Annotated[int | None, typer.Option(help="Inner steps. [as trained]", min=0)] = None,
+    every_step: Annotated[
+        bool,
+        typer.Option(
+            "--every-step/--last-step",
+            help="Test after every inner step, or after the last alone in less time.",
+        ),
+    ] = True,
     normalization: Annotated[
         Literal["support", "tasknorm", "transductive", "none"] | None,
         typer.Option(help="Where statistics come from. [as trained]", show_default=False),
@@ -113,6 +120,7 @@ def evaluate(
         episodes=episodes,
         seed=seed,
         within_groups=within_groups,
+        every_step=every_step,
         device=where,
         console=console,
     )
@@ -146,6 +154,7 @@ def _evaluate_all(
     episodes: int,
     seed: int,
     within_groups: bool,
+    every_step: bool,
     device: torch.device,
     console: Console,
 ) -> list[Cell]:
@@ -160,6 +169,7 @@ def _evaluate_all(
         episodes=episodes,
         device=device,
         console=console,
+        every_step=every_step,
     )
 
 

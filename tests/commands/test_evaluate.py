@@ -36,6 +36,17 @@ def test_any_ways_and_shots_with_a_table_a_file_and_a_picture(
         assert np.asarray(picture.convert("L")).std() > 10
 
 
+def test_the_last_step_alone_is_the_same_without_the_way_there(
+    hidra: Hidra, runs_dir: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    asked = ["evaluate", runs_dir / "hidra", "--ways=3", *FAST, "--steps=2", "--json"]
+    place = ["--cache-dir", cache_dir, "--out", tmp_path]
+    (whole,) = hidra(*asked, *place).json["results"]
+    (last,) = hidra(*asked, *place, "--last-step").json["results"]
+    assert len(whole.pop("per_step")) == 3
+    assert last == whole
+
+
 def test_models_are_compared_on_the_same_episodes(
     hidra: Hidra, runs_dir: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
