@@ -1,0 +1,230 @@
+"""Write commands.md and settings.md from the program itself: python docs/generate.py."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+from hidra_cli import registry
+from hidra_cli.app import app
+from hidra_cli.commands import meta_train
+from hidra_cli.settings import MAY_CHANGE, RESERVED_VARIABLES, Settings
+
+HOW = "python docs/generate.py"
+NOTE = f"<!-- Written by `{HOW}`, from the help texts of the program: change them there. -->"
+# The variables that are no settings; a test of the settings knows the same names.
+OTHER_VARIABLES = {
+    "HIDRA_HOME": "Folder of hidra's own files, in place of `~/.cache/hidra`.",
+    "HIDRA_CACHE_DIR": "Where prepared images are kept, as `--cache-dir`; before HIDRA_HOME.",
+    "HIDRA_RUNS_DIR": "Where runs are kept, as `--runs-dir`, in place of `./runs`.",
+    "HIDRA_PLUGINS": "`none` leaves out all plugins but the built-in ones.",
+    "HIDRA_DEBUG": "Anything but nothing: show the traceback of an error, as `--debug`.",
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One option or argument of a command, as its signature declares it.
+
+    Attributes:
+        name: of the function's parameter.
+        shown: as one types it.
+        default: what it is when left out.
+        panel: of --help, if it has one.
+    """
+
+    name: str
+    shown: str
+    meaning: str
+    default: str
+    panel: str | None
+
+
+def pages() -> dict[str, str]:
+    """File name → content of every page that is written here."""
+    return {"commands.md": commands_page(), "settings.md": settings_page()}
+
+
+def commands_page() -> str:
+    found = dict(_commands(app, "hidra"))
+    each = [{p.shown: p for p in parameters(command)} for command in found.values()]
+    everywhere = [p for shown, p in each[0].items() if all(shown in of for of in each)]
+    defaults = _setting_defaults()
+    of_setting = {name: _code(defaults[key]) for name, key in meta_train._FLAGS.items()}
+    lines = [
+        "# Commands",
+        NOTE,
+        "`hidra COMMAND --help` shows the same. The result goes to standard output, all else to "
+        "standard error. [settings.md](settings.md) has the environment variable and the TOML key "
+        "of each setting, the README the exit codes.",
+        "Every command has these:",
+        _table(["option", "default", "meaning"], [_row(p) for p in everywhere]),
+    ]
+    for name, command in found.items():
+        own = [p for p in parameters(command) if p not in everywhere]
+        if command is meta_train.meta_train:
+            own = [replace(p, default=p.default or of_setting.get(p.name, "")) for p in own]
+        lines += [f"## {name}", *_described(command)]
+        for panel in dict.fromkeys(p.panel for p in own):
+            rows = [_row(p) for p in own if p.panel == panel]
+            lines.append(_table([panel or "option", "default", "meaning"], rows))
+    return "\n\n".join(lines) + "\n"
+
+
+def settings_page() -> str:
+    by_name = {p.name: p for p in parameters(meta_train.meta_train)}
+    flag_of = {key: by_name[name] for name, key in meta_train._FLAGS.items()}
+    flag_of |= {key: by_name[name] for name, (key, _) in meta_train._OPTION_FLAGS.items()}
+    defaults = _setting_defaults()
+    lines = [
+        "# Settings",
+        NOTE,
+        "Every setting of a training is a flag of `hidra meta-train`, an environment variable, and "
+        "a key of the TOML files of `--config` and `--preset`. A flag wins over a variable, that "
+        "over `--config`, that over `--preset`, that over the default; this shows what holds, and "
+        "from where:",
+        "```\nhidra meta-train --preset omniglot-5way --ways 10 --print-config\n```",
+        "`5`, `2-20` and `2,5,10` are numbers of ways or shots. Options of plugins are repeated "
+        "flags (`--bb-opt filters=32 --bb-opt init=torch`), `filters=32,init=torch` in a variable, "
+        "and a table in TOML; the last section lists them. A run that is resumed may change only "
+        + ", ".join(f"`{key}`" for key in sorted(MAY_CHANGE))
+        + ".",
+    ]
+    for section, field in Settings.model_fields.items():
+        model: Any = field.annotation
+        lines += [f"## [{section}]", inspect.cleandoc(model.__doc__)]
+        rows = []
+        for key in model.model_fields:
+            flag, variable = flag_of[f"{section}.{key}"], f"`HIDRA_{section}_{key}`".upper()
+            default = _code(defaults[f"{section}.{key}"]) or flag.default
+            spelled = flag.shown.split()[0].strip("`")
+            rows.append([f"`{key}`", f"`{spelled}`, {variable}", default, flag.meaning])
+        lines.append(_table(["key", "flag, variable", "default", "meaning"], rows))
+    assert set(OTHER_VARIABLES) == RESERVED_VARIABLES
+    lines += [
+        "## Variables that are no settings",
+        _table(["variable", "meaning"], [[f"`{k}`", v] for k, v in OTHER_VARIABLES.items()]),
+        "## Options of the built-in plugins",
+        *_plugin_options(),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _setting_defaults() -> dict[str, Any]:
+    """Dotted key → default; nothing for one that is left to another setting or a plugin."""
+    return {
+        f"{section}.{key}": "" if value in (None, {}) else value
+        for section, keys in Settings().model_dump().items()
+        for key, value in keys.items()
+    }
+
+
+def parameters(command: Callable[..., Any]) -> list[Parameter]:
+    """The arguments and options of a command, in their order."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    found = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind, declared = typing.get_args(hints[name])[:2]
+        meaning, default = _split_default(declared.help)
+        if default is None:
+            default = _default(parameter.default)
+        shown = _shown(name, kind, declared)
+        found.append(Parameter(name, shown, meaning, default, declared.rich_help_panel))
+    return found
+
+
+def _shown(name: str, kind: Any, declared: OptionInfo | ArgumentInfo) -> str:
+    if isinstance(declared, ArgumentInfo):
+        many = "…" if "list" in str(kind) else ""
+        return f"`{name.upper()}{many}`"
+    # In an annotation, the first spelling stands where a default otherwise does.
+    first = [declared.default] if isinstance(declared.default, str) else []
+    spelled = [*first, *(declared.param_decls or ())] or [f"--{name.replace('_', '-')}"]
+    value = "" if kind is bool else f" {declared.metavar or _placeholder(kind)}"
+    return ", ".join(f"`{flag}{value}`" for flag in spelled)
+
+
+def _placeholder(kind: Any) -> str:
+    """What stands for the value: its choices, or its type in capitals."""
+    for part in (kind, *typing.get_args(kind)):
+        if typing.get_origin(part) is Literal:
+            return "|".join(map(str, typing.get_args(part)))
+    first = next((part for part in typing.get_args(kind) if part is not type(None)), kind)
+    return {int: "N", float: "X", Path: "PATH"}.get(first, "VALUE")
+
+
+def _split_default(text: str | None) -> tuple[str, str | None]:
+    """The meaning, and the default that a help text ends with: `Seed. [0]`."""
+    match = re.fullmatch(r"(.*?)\s*\[([^\[\]]+)\]", text or "", re.DOTALL)
+    return (match[1], match[2]) if match else (text or "", None)
+
+
+def _default(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "must be given"
+    return "" if value is None or value is False else _code(value)
+
+
+def _row(parameter: Parameter) -> list[str]:
+    return [parameter.shown, parameter.default, parameter.meaning]
+
+
+def _described(command: Callable[..., Any]) -> Iterator[str]:
+    """The paragraphs of a docstring; its examples as one block."""
+    text = inspect.getdoc(command) or ""
+    before, found, after = text.partition("\n\nExamples:\n")
+    examples = re.findall(r"^  (hidra .*)$", after, re.MULTILINE)
+    yield from before.split("\n\nNext: ")[0].split("\n\n")
+    if found:
+        yield "```\n" + "\n".join(examples) + "\n```"
+
+
+def _commands(group: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for command in group.registered_commands:
+        assert command.callback is not None
+        yield f"{prefix} {command.name or command.callback.__name__}", command.callback
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from _commands(inner.typer_instance, f"{prefix} {inner.name}")
+
+
+def _plugin_options() -> Iterator[str]:
+    for kind in registry.KINDS:
+        rows = [
+            [
+                f"`{kind}:{plugin.name}`",
+                f"`{option.name}`",
+                "must be given" if option.required else _code(option.default),
+                f"{option.help}" + (f" ({option.type_name})" if "|" in option.type_name else ""),
+            ]
+            for plugin in registry.plugins(kind)
+            if plugin.distribution == registry.OWN_DISTRIBUTION
+            for option in registry.options(registry.load(plugin))
+        ]
+        yield _table([kind, "option", "default", "meaning"], rows)
+
+
+def _code(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"`{text}`" if text else ""
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
+    )
+
+
+if __name__ == "__main__":
+    for file, content in pages().items():
+        Path(__file__).with_name(file).write_text(content, encoding="utf-8")
+        print(f"written: docs/{file}")

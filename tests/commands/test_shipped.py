@@ -1,0 +1,98 @@
+"""The model that ships with hidra: there without a run, and as good as its card says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hidra_cli.models import load_model
+from hidra_cli.runs import find_checkpoint, results_home, shipped_models
+
+from ..conftest import Hidra
+from .test_bad_input import assert_refused
+
+NAME = "omniglot-any"
+
+
+@pytest.fixture(scope="module")
+def strokes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of simple drawings, three pictures each: a bar, a cross, a ring of dots."""
+    folder = tmp_path_factory.mktemp("strokes")
+    for number in range(3):
+        at = 30 + 6 * number
+        bar = {(at + d, y) for d in range(6) for y in range(10, 95)}
+        cross = bar | {(y, at + d) for d in range(6) for y in range(10, 95)}
+        dots = {(x + d, y + e) for x in (15, 80) for y in (15 + number, 80) for d in range(9)
+                for e in range(9)}  # fmt: skip
+        for name, ink in (("bar", bar), ("cross", cross), ("dots", dots)):
+            picture = Image.new("L", (105, 105), 255)
+            for place in ink:
+                picture.putpixel(place, 0)
+            (folder / name).mkdir(exist_ok=True)
+            picture.save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_adapt_needs_no_run(hidra: Hidra, strokes: Path, tmp_path: Path) -> None:
+    no_runs = ["--runs-dir", tmp_path / "none"]
+    done = hidra("adapt", "--support", strokes, *no_runs, "--out", tmp_path, "--json")
+    assert done.code == 0, done.err
+    assert f"using {NAME}, which ships with hidra" in done.err
+    found = done.json
+    assert max(found["held_out_accuracy_per_step"]) > 0.85, "these are easy to tell"
+    predicted = hidra("predict", found["classifier"], strokes, "--json").json["predictions"]
+    assert all(row["label"] == Path(row["image"]).parent.name for row in predicted)
+
+
+def test_results_never_go_among_the_program_s_own_files(
+    hidra: Hidra, strokes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert results_home(find_checkpoint(Path(NAME))) == Path()
+    done = hidra("adapt", "--support", strokes, "--checkpoint", NAME, "--json")
+    assert done.code == 0, done.err
+    assert (tmp_path / done.json["classifier"]).is_file()
+    assert Path(done.json["classifier"]).parts[0] == "adapted"
+
+
+def test_a_run_comes_first(hidra: Hidra, strokes: Path, runs_dir: Path, tmp_path: Path) -> None:
+    done = hidra("adapt", "--support", strokes, "--runs-dir", runs_dir, "--out", tmp_path, "--json")
+    assert done.code == 0, done.err
+    assert Path(done.json["checkpoint"]).is_relative_to(runs_dir)
+
+
+def test_a_name_that_is_no_run_is_answered_with_those_that_ship(hidra: Hidra) -> None:
+    assert_refused(hidra("evaluate", "omniglot-all"), 3, "omniglot-all is not a run", NAME)
+
+
+def test_info_names_it(hidra: Hidra) -> None:
+    assert hidra("info", "--json").json["shipped_models"][NAME] == str(shipped_models()[NAME])
+
+
+def test_it_is_small_and_without_an_optimizer() -> None:
+    path = shipped_models()[NAME]
+    assert path.stat().st_size < 600_000
+    model = load_model(Path(NAME), torch.device("cpu"))
+    assert model.name == NAME
+    assert model.learner.head.any_ways
+    assert model.settings.dataset.source is None, "no path of the machine it was made on"
+
+
+def test_it_is_as_good_as_its_card_says(hidra: Hidra, real_omniglot: Path, tmp_path: Path) -> None:
+    """On a few episodes; the card has the command for all of them."""
+    cache = ["--cache-dir", tmp_path / "cache"]
+    prepare = ["prepare", "omniglot", "--source", real_omniglot, "--data-opt=rotations=true"]
+    assert hidra(*prepare, *cache, "-q").code == 0
+    test = ["--ways=5", "--episodes=40", "--out", tmp_path / "test", "--json"]
+    done = hidra("evaluate", NAME, *test, *cache)
+    assert done.code == 0, done.err
+    (row,) = done.json["results"]
+    card = shipped_models()[NAME].with_suffix(".md").read_text()
+    match = re.search(r"^\| 1 \|.*$", card, re.MULTILINE)
+    assert match
+    claimed = float(match[0].split("|")[3].split("±")[0]) / 100
+    assert abs(row["accuracy"] - claimed) < 0.03 + row["interval"]
