@@ -438,6 +438,11 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return nested
 
 
+def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment for another process, in which no variable sets anything of a run."""
+    return {name: value for name, value in environ.items() if name not in _VARIABLES}
+
+
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     ours = {
         name: value

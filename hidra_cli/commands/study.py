@@ -138,11 +138,13 @@ def _work(workers: list[_Worker], jobs: int, console: Console) -> None:
     """
     from hidra_cli.errors import StoppedError
     from hidra_cli.interrupts import stop_requests
+    from hidra_cli.settings import without_settings
 
     waiting, done = list(workers), 0
     running: dict[_Worker, subprocess.Popen[bytes]] = {}
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environ = {"OMP_NUM_THREADS": threads} | os.environ | {"HIDRA_DEBUG": ""}
+    # The file says all there is to say: another shell must train the same.
+    environ = {"OMP_NUM_THREADS": threads} | without_settings(os.environ) | {"HIDRA_DEBUG": ""}
     with stop_requests() as stop, console.progress("study", len(workers)) as advance:
         try:
             while (waiting or running) and not stop.number:

@@ -88,12 +88,19 @@ def test_the_studies_of_this_project_are_valid(path: Path) -> None:
 
 
 def test_a_study_is_trained_tested_told_and_not_done_twice(
-    hidra: Hidra, file: Path, tmp_path: Path, cache_dir: Path
+    hidra: Hidra,
+    file: Path,
+    tmp_path: Path,
+    cache_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HIDRA_INNER_INNER_LR", "0.123")
     out = tmp_path / "out"
     command = ["study", file, f"--out={out}", f"--cache-dir={cache_dir}", "--jobs=2", "--json"]
     done = hidra(*command)
     assert done.code == 0, done.err
+    config = (out / "runs" / "any-seed0" / "config.toml").read_text()
+    assert "inner_lr = 0.4" in config, "a variable of the shell is no part of a study"
     found = done.json
     rows = {(row["model"], row["ways"]): row for row in found["results"]}
     assert set(rows) == {("HIDRA, any way", 2), ("HIDRA, any way", 4), ("maml", 4)}
