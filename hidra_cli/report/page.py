@@ -130,6 +130,7 @@ def _fact_rows(facts: RunFacts) -> dict[str, str]:
         s = facts.settings.settings
         title = words(mapping(facts.environment.get("dataset")).get("title"))
         schedule = "" if s.outer.schedule == "constant" else f", {s.outer.schedule} schedule"
+        rates = "rate" if s.inner.rates == "given" else "rates learned from"
         rows |= {
             "Dataset": title or s.dataset.name,
             "Head": s.model.head,
@@ -137,7 +138,8 @@ def _fact_rows(facts: RunFacts) -> dict[str, str]:
             "Ways": _ways(s),
             "Shots": clipped(format_numbers(s.tasks.shots)),
             "Normalization": s.model.normalization,
-            "Inner loop": f"{counted(s.inner.steps, 'step')}, rate {s.inner.inner_lr:g}, order "
+            "Loss": s.model.loss if s.model.loss != "softmax" else "",
+            "Inner loop": f"{counted(s.inner.steps, 'step')}, {rates} {s.inner.inner_lr:g}, order "
             f"{s.inner.order}, adapts {s.inner.adapt}",
             "Outer loop": f"Adam, rate {s.outer.outer_lr:g}{schedule}, "
             f"{s.outer.meta_batch} tasks per step",

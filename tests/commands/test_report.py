@@ -22,7 +22,7 @@ import pytest
 from hidra_cli.report import collect
 from hidra_cli.report.style import STYLE
 
-from ..conftest import Hidra
+from ..conftest import TINY_RUN, Hidra
 
 VOID = {"meta", "img", "br"}
 HOSTILE = "</title><script>alert(1)</script>\x1b[31m\u202e&amp;<img src=x>"
@@ -203,6 +203,18 @@ def test_the_latest_run_and_a_place_of_choice(
     assert done.code == 0, done.err
     assert f"report: {tmp_path / 'new' / 'page.html'}" in done.out
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_learned_rates_and_another_loss_are_told(
+    hidra: Hidra, cache_dir: Path, tmp_path: Path
+) -> None:
+    flags = ["--ways=2-3", "--rates=learned", "--loss=sigmoid", "--inner-lr=0.1", "--name=mine"]
+    place = ["--cache-dir", cache_dir, "--runs-dir", tmp_path, "-q"]
+    assert hidra("meta-train", *TINY_RUN, *flags, *place).code == 0
+    made(hidra, cache_dir, tmp_path / "mine", "--episodes=4", "--ways=2")
+    page = (tmp_path / "mine" / "report.html").read_text()
+    assert "rates learned from 0.1" in page
+    assert "sigmoid" in page
 
 
 def test_an_unfinished_run_says_so_and_is_measured_now(
