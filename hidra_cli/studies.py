@@ -136,10 +136,7 @@ def trainings(study: Study) -> Iterator[Training]:
                 if model.per_way:
                     own["tasks"] = {"ways": chosen[0]}
                 settings = _merged(study.settings, model.settings, own)
-                flat = {
-                    f"{part}.{k}": v for part, keys in settings.items() for k, v in keys.items()
-                }
-                resolved = resolve(flat, preset=study.preset, environ={}).settings
+                resolved = resolve(_flat(settings), preset=study.preset, environ={}).settings
                 suffix = f"-{chosen[0]}w" if model.per_way else ""
                 run = f"{name}{suffix}-seed{seed}"
                 yield Training(run, name, seed, settings, chosen, resolved.outer.iterations)
