@@ -17,7 +17,7 @@ import torch
 from hidra_cli.console import Advance, Console
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import score
-from hidra_cli.engine.tasks import Task
+from hidra_cli.engine.tasks import Task, TaskBatch
 from hidra_cli.problems import CLASSIFICATION, Problem
 from hidra_cli.task_sources import Sampler, TaskSource
 
@@ -42,8 +42,8 @@ class Contender(Protocol):
     def check(self, ways: Sequence[int], image_shape: tuple[int, int, int]) -> None:
         """Raise UsageError where it cannot do what is asked."""
 
-    def scores(self, task: Task, *, every_step: bool) -> list[float]:
-        """The query score before and after each inner step (S + 1 numbers), or only the last."""
+    def scores(self, batch: TaskBatch, *, every_step: bool) -> list[list[float]]:
+        """For each task the query score before and after each step (S + 1), or only the last."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,12 @@ class NearestPixels:
     def check(self, ways: Sequence[int], image_shape: tuple[int, int, int]) -> None:
         """It can do any number of ways and any image."""
 
-    def scores(self, task: Task, *, every_step: bool) -> list[float]:
+    def scores(self, batch: TaskBatch, *, every_step: bool) -> list[list[float]]:
+        return [[self._score(task)] for task in map(batch.task, range(len(batch)))]
+
+    def _score(self, task: Task) -> float:
         distances = torch.cdist(task.query_images.flatten(1), task.support_images.flatten(1))
-        return [score(-_nearest_by_class(distances, task), task.query_labels)]
+        return score(-_nearest_by_class(distances, task), task.query_labels)
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,7 @@ def evaluate_cell(
         chosen = range(start, min(start + _EPISODES_AT_ONCE, episodes))
         with memory_errors():
             batch = sampler.batch(data, chosen, ways, shots, device)
-            tasks = map(batch.task, range(len(batch)))
-            found += [contender.scores(task, every_step=every_step) for task in tasks]
+            found += contender.scores(batch, every_step=every_step)
         if advance is not None:
             advance(len(found))
     scores = np.array(found)

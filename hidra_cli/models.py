@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from hidra_cli.checkpoints import (
     restore_error,
 )
 from hidra_cli.components import build_learner, fixed_ways_error
-from hidra_cli.engine.inner_loop import InnerLoop, adapt, adapted, query_score
+from hidra_cli.engine.devices import keep_freed_memory
+from hidra_cli.engine.inner_loop import InnerLoop
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.normalization import Mode
-from hidra_cli.engine.tasks import Task
+from hidra_cli.engine.strategies import Strategy, choose
+from hidra_cli.engine.tasks import TaskBatch
 from hidra_cli.errors import HidraError, PluginError, UsageError
 from hidra_cli.problems import CLASSIFICATION, REGRESSION, Problem
 from hidra_cli.registry import Kind, find
@@ -69,12 +72,13 @@ class TrainedModel:
                 fix="prepare the dataset with the same size (--data-opt size=…) and channels",
             )
 
-    def scores(self, task: Task, *, every_step: bool) -> list[float]:
-        if not every_step:
-            weights = adapted(self.learner, task, self.inner, meta=False, steps=self.steps)
-            return [query_score(self.learner, weights, task)]
-        path = adapt(self.learner, task, self.inner, meta=False, steps=self.steps)
-        return [query_score(self.learner, weights, task) for weights in path]
+    def scores(self, batch: TaskBatch, *, every_step: bool) -> list[list[float]]:
+        return self._strategy.scores(batch, self.inner, self.steps, every_step=every_step)
+
+    @cached_property
+    def _strategy(self) -> Strategy:
+        keep_freed_memory()
+        return choose("auto", self.learner, self.image_shape).strategy
 
 
 def inner_loop(settings: Settings) -> InnerLoop:

@@ -45,8 +45,11 @@ MAY_CHANGE = {
     "outer.iterations",
     "outer.test_episodes",
     "run.device",
+    "run.graphs",
     "run.log",
+    "run.micro_batch",
     "run.save_seconds",
+    "run.strategy",
 }
 # Beside the project's own tests, which find real data through it.
 RESERVED_PREFIXES = ("HIDRA_TEST_",)
@@ -210,11 +213,21 @@ class OuterSettings(_Section):
 
 
 class RunSettings(_Section):
-    """Where and how the run happens."""
+    """Where and how the run happens.
+
+    `strategy` is how the tasks of a meta-batch are spread over the device, to the same result:
+    "loop" one after another, "threads" one per core, "batched" all at once, "compiled" all at once
+    as one function, compiled for each shape of tasks; "auto" is "threads" on a CPU and "batched" on
+    a GPU. The latter two take `micro_batch` tasks at once (0: all). `graphs` "recompute" keeps one
+    inner step's graph at a time, and computes every step twice: memory no longer grows with steps.
+    """
 
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    strategy: Literal["auto", "loop", "threads", "batched", "compiled"] = "auto"
+    micro_batch: int = Field(0, ge=0, le=100_000)
+    graphs: Literal["keep", "recompute"] = "keep"
     log: Literal["csv", "tensorboard"] = "csv"
     save_seconds: float = Field(60.0, ge=0)
 

@@ -28,9 +28,10 @@ from hidra_cli.checkpoints import (
 from hidra_cli.components import build_learner, check_head_can, check_problem, used_plugins
 from hidra_cli.console import Advance, Console
 from hidra_cli.contracts import check_learner
-from hidra_cli.engine.devices import memory_errors
-from hidra_cli.engine.inner_loop import InnerLoop, Outcome, adapted, meta_gradient, query_score
+from hidra_cli.engine.devices import keep_freed_memory, memory_errors
+from hidra_cli.engine.inner_loop import InnerLoop, Outcome
 from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.strategies import choose
 from hidra_cli.engine.tasks import TaskBatch
 from hidra_cli.errors import DataError, NotFiniteError, RunError, StoppedError
 from hidra_cli.evaluation import interval
@@ -140,6 +141,16 @@ class MetaTrainer:
         learner = build_learner(settings, data.image_shape, max(tasks.ways), restoring=restoring)
         check_learner(learner, settings.model, data.image_shape, min(tasks.ways))
         self.learner: Learner = learner.to(device)
+        keep_freed_memory()
+        run = settings.run
+        self.choice = choose(
+            run.strategy,
+            self.learner,
+            data.image_shape,
+            recompute=run.graphs == "recompute",
+            micro_batch=run.micro_batch,
+        )
+        self.strategy = self.choice.strategy
         self.names = [name for name, _ in self.learner.named_parameters()]
         self.optimizer = torch.optim.Adam(_parameter_groups(self.learner, settings.outer))
         self.plugins = used_plugins(settings)
@@ -240,7 +251,7 @@ class MetaTrainer:
 
     def _gradient(self, batch: TaskBatch) -> Outcome:
         self.optimizer.zero_grad(set_to_none=True)
-        return meta_gradient(self.learner, batch, self.inner_now)
+        return self.strategy.meta_gradient(batch, self.inner_now)
 
     def validate(self) -> Validation:
         """The mean score over the same validation episodes every time."""
@@ -256,9 +267,8 @@ class MetaTrainer:
                 batch = self.validation_episodes.batch(
                     self.data, episodes, ways, shots, self.device
                 )
-                for task in map(batch.task, range(len(batch))):
-                    weights = adapted(self.learner, task, self.inner, meta=False, steps=steps)
-                    scores.append(query_score(self.learner, weights, task))
+                found = self.strategy.scores(batch, self.inner, steps)
+            scores += [of_task[-1] for of_task in found]
         mean, half = interval(np.array(scores))
         return Validation(self.iteration, mean, half)
 

@@ -17,10 +17,10 @@ _WIDEST = 65_536
 class Conv4(Backbone):
     """Blocks of 3×3 convolution, normalization, 2×2 max pooling, ReLU.
 
-    The few-shot standard (Vinyals et al. 2016). Pooling before the ReLU equals pooling after it
-    and touches a quarter of the memory. Convolutions have no bias: the normalization has one.
-    With strides in place of pooling and a mean over what is left of height and width, it is the
-    network of MAML's Omniglot experiments (Finn et al. 2017, section 5.2): a quarter of the work.
+    The few-shot standard (Vinyals et al. 2016). Convolutions have no bias: the normalization has
+    one. With strides in place of pooling and a mean over what is left of height and width, it is
+    the network of MAML's Omniglot experiments (Finn et al. 2017, section 5.2): a quarter of the
+    work.
     """
 
     api_version = 1
@@ -54,9 +54,7 @@ class Conv4(Backbone):
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 _conv(channels if block == 0 else filters, filters, 3, init, 1 + self.strided),
-                norm(filters),
-                *(() if self.strided else (nn.MaxPool2d(2),)),
-                nn.ReLU(),
+                norm(filters, pool=1 if self.strided else 2, relu=True),
             )
             for block in range(blocks)
         )

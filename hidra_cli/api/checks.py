@@ -96,9 +96,10 @@ def check_backbone(
     _check_version(backbone)
     made: list[int] = []
 
-    def norm(channels: int) -> nn.Module:
+    def norm(channels: int, *, pool: int = 1, relu: bool = False) -> nn.Module:
         made.append(channels)
-        return nn.GroupNorm(1, channels)
+        after = [nn.MaxPool2d(pool)] * (pool > 1) + [nn.ReLU()] * relu
+        return nn.Sequential(nn.GroupNorm(1, channels), *after)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -51,6 +51,9 @@ _FLAGS = {
     "seed": "run.seed",
     "device": "run.device",
     "precision": "run.precision",
+    "strategy": "run.strategy",
+    "micro_batch": "run.micro_batch",
+    "graphs": "run.graphs",
     "log": "run.log",
     "save_seconds": "run.save_seconds",
 }
@@ -146,6 +149,17 @@ def meta_train(
     seed: Annotated[str | None, _option("Run", "One seed for all random streams. [0]")] = None,
     device: common.Device = None,
     precision: Annotated[str | None, _option("Run", "float32 or bfloat16. [float32]")] = None,
+    strategy: Annotated[
+        str | None,
+        _option("Run", "Of tasks: auto, loop, threads (one per core), batched, compiled. [auto]"),
+    ] = None,
+    micro_batch: Annotated[
+        str | None, _option("Run", "Tasks at once, of batched and compiled; 0 for all. [0]")
+    ] = None,
+    graphs: Annotated[
+        str | None,
+        _option("Run", "Of inner steps: keep, or recompute (memory of one step). [keep]"),
+    ] = None,
     save_seconds: Annotated[
         str | None, _option("Run", "Longest time between two checkpoints. [60]")
     ] = None,
@@ -294,6 +308,8 @@ def _train(
     trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None)
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    if trainer.choice.why:
+        console.warn(f"--strategy {trainer.strategy.name}: {trainer.choice.why}")
     test_episodes = _test_episodes(trainer, console)
     if dry_run:
         _dry_run(trainer, console)
@@ -450,11 +466,13 @@ def _dry_run(trainer: MetaTrainer, console: Console) -> None:
     console.print("everything fits: plugins, data and every episode were checked")
     console.print(f"meta-parameters  {count:,}")
     console.print(f"peak memory      {memory:,.0f} MB ({trainer.device})")
+    console.print(f"strategy         {trainer.strategy.name}")
     console.print(f"speed            {rate:.1f} tasks/s at {step.ways} ways, {step.shots} shots")
     console.result(
         {
             "meta_parameters": count,
             "peak_memory_mb": round(memory),
+            "strategy": trainer.strategy.name,
             "tasks_per_second": round(rate, 2),
             "ways": step.ways,
             "shots": step.shots,

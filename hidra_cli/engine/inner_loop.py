@@ -5,6 +5,8 @@ This is the readable specification: one task at a time, plain autograd.
     φ_0 = (θ, N copies of the master neuron)
     φ_{i+1} = φ_i − α_i ∇ L(φ_i; support)
     minimize over θ, the master and, if learned, α:  L(φ_S; query)
+
+`strategies.py` and `recomputation.py` hold what is faster or smaller, and must equal it.
 """
 
 from __future__ import annotations
@@ -54,6 +56,19 @@ class InnerLoop:
     skip_zeros: bool = True
     shares: tuple[float, ...] | None = None
 
+    @property
+    def loss_shares(self) -> tuple[float, ...]:
+        """`shares`, of S + 1 losses."""
+        return self.shares or (*(0.0,) * self.steps, 1.0)
+
+    def moves_body(self, learner: Learner, step: int) -> bool:
+        """Whether a step changes the backbone.
+
+        With identical neurons the first has no gradient for it: exact, no shortcut.
+        """
+        is_zero = self.skip_zeros and step == 0 and learner.symmetric
+        return self.adapt != "head" and not is_zero
+
     def rates(self, learner: Learner, step: int, ways: int) -> Rates:
         """α of one step for tasks of N ways."""
         if learner.rates is not None:
@@ -79,7 +94,13 @@ class Outcome:
 
 
 def adapt(
-    learner: Learner, task: Task, inner: InnerLoop, *, meta: bool, steps: int | None = None
+    learner: Learner,
+    task: Task,
+    inner: InnerLoop,
+    *,
+    meta: bool,
+    steps: int | None = None,
+    start: Weights | None = None,
 ) -> Iterator[Weights]:
     """Yield the task's weights φ_0, φ_1, …, φ_S.
 
@@ -89,15 +110,17 @@ def adapt(
         inner: how.
         meta: keep φ differentiable in the meta-parameters; else memory stays flat in S.
         steps: S, instead of `inner.steps`.
+        start: φ_0, instead of the learner's.
     """
-    weights = learner.initial_weights(task)
+    weights = learner.initial_weights(task) if start is None else start
     if not meta:
         weights = weights.detached()
     yield weights
     for step in range(inner.steps if steps is None else steps):
         with torch.enable_grad():
-            loss = learner.loss(learner.support_logits(weights, task), task.support_labels)
-            weights = _descend(learner, weights, loss, inner, task.ways, step, meta)
+            weights = descend(learner, weights, task, inner, step, meta=meta)
+            if not meta:
+                weights = weights.detached()
         yield weights
 
 
@@ -109,31 +132,26 @@ def adapted(
     return weights
 
 
-def _descend(
-    learner: Learner,
-    weights: Weights,
-    loss: Tensor,
-    inner: InnerLoop,
-    ways: int,
-    step: int,
-    meta: bool,
+def descend(
+    learner: Learner, weights: Weights, task: Task, inner: InnerLoop, step: int, *, meta: bool
 ) -> Weights:
-    """One step of gradient descent: φ − α ∇ loss, for the part that adapts."""
-    # With identical neurons the first step has no gradient for the backbone: exact, no shortcut.
-    body_is_still = inner.skip_zeros and step == 0 and learner.symmetric
-    body = {} if inner.adapt == "head" or body_is_still else weights.body
+    """One step of gradient descent on the support loss: φ − α ∇ loss, for the part that adapts."""
+    moves_body = inner.moves_body(learner, step)
+    if moves_body:
+        weights = learner.separated(weights, task)
+    body = weights.body if moves_body else {}
     head = {} if inner.adapt == "body" else weights.head
     moving = [*body.values(), *head.values()]
-    weights = weights.renewed()  # what stays still must be a tensor of its own in the next step
     if not moving:
-        return weights
+        return weights.renewed()
+    loss = learner.loss(learner.support_logits(weights, task), task.support_labels)
     gradients = torch.autograd.grad(loss, moving, create_graph=meta and inner.order == 2)
-    rates = inner.rates(learner, step, ways)
-    moved = Weights(
-        weights.body | _minus(body, gradients[: len(body)], rates.body),
-        weights.head | _minus(head, gradients[len(body) :], dict.fromkeys(head, rates.head)),
+    rates = inner.rates(learner, step, task.ways)
+    still = weights.renewed()  # what stays still must be a tensor of its own in the next step
+    return Weights(
+        still.body | _minus(body, gradients[: len(body)], rates.body),
+        still.head | _minus(head, gradients[len(body) :], dict.fromkeys(head, rates.head)),
     )
-    return moved if meta else moved.detached()
 
 
 def _minus(
@@ -151,23 +169,31 @@ def meta_gradient(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> Outco
     The graph of a task is freed before the next begins, so memory does not grow with T.
     """
     losses, scores = [], []
-    for index in range(len(batch)):
-        task = batch.task(index)
-        outer, last, logits = _query_loss(learner, task, inner)
+    for task in map(batch.task, range(len(batch))):
+        outer, last, logits = outer_loss(learner, task, inner)
         (outer / len(batch)).backward()  # type: ignore[no-untyped-call]
         losses.append(last.item())
         scores.append(score(logits, task.query_labels))
-    for parameter in learner.inert_parameters():
-        # Zero but for rounding, which Adam would divide by its own size: a random walk.
-        parameter.grad = None
+    leave_alone(learner)
     return Outcome(fmean(losses), fmean(scores))
 
 
-def _query_loss(learner: Learner, task: Task, inner: InnerLoop) -> tuple[Tensor, Tensor, Tensor]:
+def leave_alone(learner: Learner) -> None:
+    """Take away gradients that are exactly zero.
+
+    They are zero but for rounding, which Adam would divide by its own size: a random walk.
+    """
+    for parameter in learner.inert_parameters():
+        parameter.grad = None
+
+
+def outer_loss(
+    learner: Learner, task: Task, inner: InnerLoop, start: Weights | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The outer loss of one task; the query loss and logits after the last step."""
-    shares = inner.shares or (*(0.0,) * inner.steps, 1.0)
     outer: Tensor | float = 0.0
-    for share, weights in zip(shares, adapt(learner, task, inner, meta=True), strict=True):
+    path = adapt(learner, task, inner, meta=True, start=start)
+    for share, weights in zip(inner.loss_shares, path, strict=True):
         if share:
             logits = learner.query_logits(weights, task)
             last = learner.loss(logits, task.query_labels)

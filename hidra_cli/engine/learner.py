@@ -78,6 +78,10 @@ class Learner(nn.Module):
         return next(self.backbone.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return next(self.backbone.parameters()).dtype
+
+    @property
     def symmetric(self) -> bool:
         """Whether the first inner step has no gradient for the backbone: identical, in softmax."""
         return self.head.identical_neurons and self.loss_name == "softmax"
@@ -101,12 +105,16 @@ class Learner(nn.Module):
         head = self.head.initialize(task.ways, features, task.support_labels, task.generator())
         return Weights(body, head).renewed()
 
+    def separated(self, weights: Weights, task: Task) -> Weights:
+        """Weights that are the task's own; of one task they always are."""
+        return weights
+
     def features(
         self, body: Mapping[str, Tensor], images: Tensor, reference_rows: int | None = None
     ) -> Tensor:
         """Images (n, C, H, W) → features (n, F), with statistics from the leading rows."""
         with self.episode.reference(reference_rows), self._autocast():
-            features: Tensor = functional_call(self.backbone, dict(body), (images,))
+            features: Tensor = functional_call(self.backbone, dict(body), (channels_last(images),))
         return features
 
     def logits(self, weights: Weights, images: Tensor) -> Tensor:
@@ -134,6 +142,17 @@ class Learner(nn.Module):
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Images (n, C, H, W) with the memory of (n, H, W, C): on a CPU, pooling takes a tenth so.
+
+    One channel is told by the stride of its dimension alone, which says how convolutions answer.
+    """
+    n, c, h, w = images.shape
+    if c == 1:
+        return images.reshape(n, h, w, 1).permute(0, 3, 1, 2)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _aliases(weights: FastWeights) -> FastWeights:

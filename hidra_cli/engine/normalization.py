@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hidra_cli.api import NormFactory
+from hidra_cli.engine.kernels import can_pool, pooled_moments
 
 Mode = Literal["support", "tasknorm", "transductive", "none"]
 EPSILON = 1e-5
@@ -35,11 +36,13 @@ class Episode:
     Attributes:
         reference_rows: statistics come from this many leading images; None means from all.
         recording: keep each layer's statistics for later predictions.
+        kernels: use compiled kernels, which torch.func and torch.compile cannot look into.
     """
 
     def __init__(self) -> None:
         self.reference_rows: int | None = None
         self.recording = False
+        self.kernels = True
 
     @contextmanager
     def reference(self, rows: int | None) -> Iterator[None]:
@@ -49,6 +52,15 @@ class Episode:
             yield
         finally:
             self.reference_rows = None
+
+    @contextmanager
+    def traceable(self) -> Iterator[None]:
+        """Use PyTorch's own operators alone, which can be batched and traced."""
+        before, self.kernels = self.kernels, False
+        try:
+            yield
+        finally:
+            self.kernels = before
 
     @contextmanager
     def record(self) -> Iterator[None]:
@@ -61,15 +73,25 @@ class Episode:
 
 
 class Affine(nn.Module):
-    """y = weight · x + bias per channel: (n, channels, H, W) → the same."""
+    """y = weight · x + bias per channel, then max pooling and a ReLU where asked for.
 
-    def __init__(self, channels: int) -> None:
+    (n, channels, H, W) → (n, channels, H // pool, W // pool).
+    """
+
+    def __init__(self, channels: int, *, pool: int = 1, relu: bool = False) -> None:
         super().__init__()
+        self.pool = pool
+        self.relu = relu
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        return self._finish(x * self.weight[:, None, None] + self.bias[:, None, None])
+
+    def _finish(self, y: Tensor) -> Tensor:
+        # Pooling before the ReLU equals pooling after it, on a quarter of the memory.
+        y = F.max_pool2d(y, self.pool) if self.pool > 1 else y
+        return F.relu(y) if self.relu else y
 
 
 class EpisodeNorm(Affine):
@@ -86,27 +108,37 @@ class EpisodeNorm(Affine):
     mean: Tensor | None
     variance: Tensor | None
 
-    def __init__(self, channels: int, episode: Episode) -> None:
-        super().__init__(channels)
+    def __init__(
+        self, channels: int, episode: Episode, *, pool: int = 1, relu: bool = False
+    ) -> None:
+        super().__init__(channels, pool=pool, relu=relu)
         self.episode = episode
         self.register_buffer("mean", None)
         self.register_buffer("variance", None)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mean is not None and self.variance is not None:
-            return self._normalize(x, self.mean, self.variance)
+            return self._finish(self._normalize(x, self.mean, self.variance))
         rows = self.episode.reference_rows
+        if self._has_kernel(x):
+            mean, variance, pooled = pooled_moments(x, self.weight, rows or len(x))
+            y = self._normalize(pooled, mean, variance)
+            return F.relu(y) if self.relu else y
         if rows is None and not self.episode.recording:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPSILON)
+            y = F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPSILON)
+            return self._finish(y)
         variance, mean = torch.var_mean(full_precision(x[:rows]), dim=(0, 2, 3), correction=0)
         if self.episode.recording:
             self.mean, self.variance = mean.detach(), variance.detach()
-        return self._normalize(x, mean, variance)
+        return self._finish(self._normalize(x, mean, variance))
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        return self.episode.kernels and not self.episode.recording and can_pool(x, self.pool)
 
     def _normalize(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         scale = self.weight * torch.rsqrt(variance + EPSILON)
         shift = self.bias - mean * scale
-        return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+        return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
 
 
 class TaskNorm(EpisodeNorm):
@@ -126,15 +158,24 @@ class TaskNorm(EpisodeNorm):
     statistics = ("mean", "variance", "count")
     count: Tensor | None
 
-    def __init__(self, channels: int, episode: Episode) -> None:
-        super().__init__(channels, episode)
+    def __init__(
+        self, channels: int, episode: Episode, *, pool: int = 1, relu: bool = False
+    ) -> None:
+        super().__init__(channels, episode, pool=pool, relu=relu)
         self.scale = nn.Parameter(torch.zeros(()))
         self.offset = nn.Parameter(torch.zeros(()))
         self.register_buffer("count", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = full_precision(x).flatten(2)
-        means, variances = _Moments.apply(values)
+        if self._has_kernel(x):
+            means, variances, pooled = pooled_moments(x, self.weight, None)
+            y = self._blend(pooled, means, variances)
+            return F.relu(y) if self.relu else y
+        means, variances = _Moments.apply(full_precision(x).flatten(2))
+        return self._finish(self._blend(x, means, variances))
+
+    def _blend(self, x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+        """Activations (n, c, …) normalized, given the moments (n, c) of each image."""
         mean, variance, count = self._support(means, variances)
         alpha = torch.sigmoid(self.scale * count + self.offset)
         gap = mean - means
@@ -142,8 +183,8 @@ class TaskNorm(EpisodeNorm):
         blend = alpha * variance + (1 - alpha) * (variances + alpha * gap.square())
         gain = self.weight * torch.rsqrt(blend + EPSILON)
         shift = self.bias - (means + alpha * gap) * gain
-        y = torch.addcmul(shift[:, :, None], values, gain[:, :, None])
-        return y.view(x.shape).to(x.dtype)
+        y = torch.addcmul(shift[:, :, None, None], full_precision(x), gain[:, :, None, None])
+        return y.to(x.dtype)
 
     def _support(self, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and size of D: as recorded, or from its images' own moments."""
@@ -213,4 +254,8 @@ def norm_factory(mode: Mode) -> tuple[NormFactory, Episode]:
     if mode == "none":
         return Affine, episode
     layer = TaskNorm if mode == "tasknorm" else EpisodeNorm
-    return (lambda channels: layer(channels, episode)), episode
+
+    def norm(channels: int, *, pool: int = 1, relu: bool = False) -> nn.Module:
+        return layer(channels, episode, pool=pool, relu=relu)
+
+    return norm, episode

@@ -31,6 +31,11 @@ class Task:
     ways: int
     generator_key: int
 
+    @property
+    def count(self) -> int:
+        """How many tasks this is."""
+        return 1
+
     def generator(self) -> torch.Generator:
         """Fresh randomness for a head, the same whenever this task is seen."""
         return torch.Generator().manual_seed(self.generator_key)
@@ -61,11 +66,14 @@ class TaskBatch:
 
     def only(self, index: int) -> TaskBatch:
         """The batch of one of the tasks."""
-        one = slice(index, index + 1)
+        return self.part(slice(index, index + 1))
+
+    def part(self, tasks: slice) -> TaskBatch:
+        """The batch of some of the tasks."""
         return TaskBatch(
-            Examples(self.support.images[one], self.support.labels[one]),
-            Examples(self.query.images[one], self.query.labels[one]),
+            Examples(self.support.images[tasks], self.support.labels[tasks]),
+            Examples(self.query.images[tasks], self.query.labels[tasks]),
             self.ways,
             self.shots,
-            self.generator_keys[one],
+            self.generator_keys[tasks],
         )

@@ -231,9 +231,13 @@ class BackboneOfNoVersion(Plain):
     api_version = None  # type: ignore[assignment]
 
 
+def never(channels: int, *, pool: int = 1, relu: bool = False) -> nn.Module:
+    return nn.BatchNorm2d(channels)
+
+
 class NeverNorm(Plain):
     def __init__(self, image_shape: Shape, norm: NormFactory) -> None:
-        super().__init__(image_shape, nn.BatchNorm2d)
+        super().__init__(image_shape, never)
 
 
 class NotFlat(Plain):

@@ -1,0 +1,228 @@
+"""Every strategy gives the gradient and the scores of the reference loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hidra_cli.api import Backbone
+from hidra_cli.engine.inner_loop import InnerLoop, Outcome, meta_gradient
+from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.losses import LossName
+from hidra_cli.engine.normalization import Mode
+from hidra_cli.engine.strategies import Batched, Compiled, Loop, Strategy, Threads, choose
+from hidra_cli.engine.tasks import TaskBatch
+from tests.engine.tools import HEADS, MODES, make_batch, make_learner
+
+Make = Callable[[Learner], Strategy]
+STRATEGIES: dict[str, Make] = {
+    "loop": Loop,
+    "loop, recomputed": lambda learner: Loop(learner, recompute=True),
+    "threads": lambda learner: Threads(learner, workers=2),
+    "batched": Batched,
+    "batched, two at once": lambda learner: Batched(learner, micro_batch=2),
+    "batched, recomputed": lambda learner: Batched(learner, recompute=True),
+}
+LOOPS = {
+    "one step": InnerLoop(1, 0.3),
+    "three steps": InnerLoop(3, 0.3),
+    "first order": InnerLoop(2, 0.3, order=1),
+    "multi-step loss": InnerLoop(3, 0.3, shares=(0.0, 0.2, 0.3, 0.5)),
+    "head alone": InnerLoop(2, 0.3, adapt="head"),
+    "no step": InnerLoop(0, 0.3),
+}
+
+
+def gradient_of(
+    learner: Learner, work: Callable[[], Outcome]
+) -> tuple[Outcome, dict[str, Tensor | None]]:
+    for parameter in learner.parameters():
+        parameter.grad = None
+    outcome = work()
+    return outcome, {name: p.grad for name, p in learner.named_parameters()}
+
+
+def check(learner: Learner, strategy: Strategy, batch: TaskBatch, inner: InnerLoop) -> None:
+    wanted, reference = gradient_of(learner, lambda: meta_gradient(learner, batch, inner))
+    found, gradients = gradient_of(learner, lambda: strategy.meta_gradient(batch, inner))
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-9)
+    # Before the first step all logits are equal but for rounding, which decides the largest.
+    assert inner.steps == 0 or found.score == pytest.approx(wanted.score, rel=1e-9)
+    for name, gradient in gradients.items():
+        expected = reference[name]
+        if gradient is None or expected is None:
+            other = gradient if expected is None else expected
+            assert other is None or other.abs().max() < 1e-12, name
+        else:
+            torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("inner", LOOPS)
+@pytest.mark.parametrize("head", HEADS)
+def test_the_meta_gradient_is_that_of_the_loop(head: str, inner: str, strategy: str) -> None:
+    loop = LOOPS[inner]
+    learner = make_learner(head, learned_steps=2 if loop.steps > 1 else None)
+    check(learner, STRATEGIES[strategy](learner), make_batch(tasks=3), loop)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("loss", ["sigmoid", "mse"])
+@pytest.mark.parametrize("mode", MODES)
+def test_so_it_is_in_every_mode_and_loss(mode: Mode, loss: LossName, strategy: str) -> None:
+    learner = make_learner("hidra", normalization=mode, loss=loss)
+    check(learner, STRATEGIES[strategy](learner), make_batch(tasks=3), InnerLoop(2, 0.1))
+
+
+@pytest.mark.parametrize("head", ["hidra", "maml", "random", "protomaml"])
+def test_the_traced_meta_gradient_is_that_of_the_loop(head: str) -> None:
+    """As it is compiled, without the minutes of a compiler; and again with other weights."""
+    learner = make_learner(head, learned_steps=2)
+    strategy = Compiled(learner, backend="aot_eager", micro_batch=2)
+    check(learner, strategy, make_batch(tasks=4), InnerLoop(2, 0.3))
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.mul_(1.1)
+    check(learner, strategy, make_batch(tasks=4, seed=7), InnerLoop(2, 0.3))
+
+
+@pytest.mark.slow
+def test_the_compiled_meta_gradient_is_that_of_the_loop() -> None:
+    learner = make_learner("hidra", normalization="transductive")
+    check(learner, Compiled(learner), make_batch(tasks=2), InnerLoop(2, 0.3))
+
+
+@pytest.mark.parametrize("head", ["hidra", "maml", "random"])
+def test_threads_are_bit_for_bit_the_loop_whatever_their_number(head: str) -> None:
+    learner = make_learner(head, filters=8, side=16, dtype=torch.float32)
+    batch = make_batch(tasks=5, side=16, dtype=torch.float32)
+    inner = InnerLoop(2, 0.3)
+    _, reference = gradient_of(learner, lambda: Loop(learner).meta_gradient(batch, inner))
+    for workers in (1, 2, 4):
+        strategy = Threads(learner, workers=workers)
+        _, found = gradient_of(learner, partial(strategy.meta_gradient, batch, inner))
+        for name, gradient in found.items():
+            expected = reference[name]
+            assert (gradient is None) == (expected is None)
+            assert gradient is None or expected is None or torch.equal(gradient, expected), name
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("mode", MODES)
+def test_scores_are_those_of_the_loop(mode: Mode, strategy: str) -> None:
+    learner, batch = make_learner("hidra", normalization=mode), make_batch(tasks=3)
+    for every_step in (True, False):
+        wanted = Loop(learner).scores(batch, InnerLoop(2, 0.3), 3, every_step=every_step)
+        found = STRATEGIES[strategy](learner).scores(
+            batch, InnerLoop(2, 0.3), 3, every_step=every_step
+        )
+        assert len(found) == 3
+        assert {len(of_task) for of_task in found} == {4 if every_step else 1}
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours[-1:] == theirs[-1:]
+            assert ours[1:] == theirs[1:]
+
+
+def test_a_shared_backbone_is_not_copied_for_each_task() -> None:
+    """With identical neurons and one step no task has a backbone of its own: one pass for all."""
+    learner = make_learner("hidra")
+    learner.backbone = spied = Spied(learner.backbone)
+    Batched(learner).meta_gradient(make_batch(tasks=3), InnerLoop(1, 0.3))
+    assert set(spied.levels) == {-1}
+    spied.levels.clear()
+    Batched(learner).meta_gradient(make_batch(tasks=3), InnerLoop(2, 0.3))
+    assert set(spied.levels) == {-1, 1}  # the first step's features, then each task's own
+
+
+class Spied(Backbone):
+    """Tells whether its weights were those of one task (vmap level 1) or of all (-1)."""
+
+    api_version = 1
+
+    def __init__(self, inner: Backbone) -> None:
+        super().__init__()
+        self.inner = inner
+        self.features = inner.features
+        self.levels: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = next(self.inner.parameters())
+        self.levels.append(torch._C._functorch.maybe_get_level(weight))
+        found: Tensor = self.inner(images)
+        return found
+
+
+class Noisy(Spied):
+    """Draws from PyTorch's generator in every forward pass, as dropout does."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * (1 + 0.1 * torch.rand_like(images)))
+
+
+def test_a_backbone_that_draws_random_numbers_gets_the_loop_and_says_why() -> None:
+    learner = make_learner("hidra")
+    learner.backbone = Noisy(learner.backbone)
+    choice = choose("threads", learner, (1, 8, 8), recompute=True)
+    assert choice.strategy.name == "loop"
+    assert not choice.strategy.recompute
+    assert "random numbers" in choice.why
+
+
+def test_a_head_that_cannot_be_batched_gets_the_loop_and_says_why() -> None:
+    learner = make_learner("zero")
+    logits = learner.head.logits
+
+    def looks_at_values(fast_weights: dict[str, Tensor], features: Tensor) -> Tensor:
+        found: Tensor = logits(fast_weights, features)
+        return found if float(features.sum()) > -1e9 else -found
+
+    learner.head.logits = looks_at_values  # type: ignore[method-assign]
+    choice = choose("batched", learner, (1, 8, 8))
+    assert choice.strategy.name == "loop"
+    assert "cannot be batched" in choice.why
+    assert choose("threads", learner, (1, 8, 8)).why == ""
+
+
+@pytest.mark.parametrize("name", ["loop", "threads", "batched", "compiled"])
+def test_the_strategy_that_is_asked_for_is_chosen(name: Any) -> None:
+    choice = choose(name, make_learner("protomaml"), (1, 8, 8), recompute=True, micro_batch=3)
+    assert (choice.strategy.name, choice.why) == (name, "")
+    assert choice.strategy.recompute
+    assert choice.strategy.micro_batch == 3
+
+
+def test_on_a_cpu_every_core_gets_a_task() -> None:
+    assert choose("auto", make_learner("hidra"), (1, 8, 8)).strategy.name == "threads"
+
+
+def test_a_fault_in_one_task_ends_the_step_with_no_thread_at_work() -> None:
+    learner = make_learner("hidra")
+    calls: list[int] = []
+    lock = threading.Lock()
+    forward = type(learner.backbone).forward
+
+    def fails_once(self: Any, images: Tensor) -> Tensor:
+        with lock:
+            calls.append(1)
+            if len(calls) == 3:
+                raise MemoryError("no more")
+        found: Tensor = forward(self, images)
+        return found
+
+    type(learner.backbone).forward = fails_once  # type: ignore[method-assign]
+    try:
+        strategy = Threads(learner, workers=2)
+        with pytest.raises(MemoryError):
+            strategy.meta_gradient(make_batch(tasks=6), InnerLoop(1, 0.3))
+        done = len(calls)
+        torch.zeros(1).sum()
+        assert len(calls) == done < 12
+    finally:
+        type(learner.backbone).forward = forward  # type: ignore[method-assign]
+    check(learner, strategy, make_batch(tasks=3), InnerLoop(1, 0.3))
