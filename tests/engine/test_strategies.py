@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from hidra_cli.api import Backbone
+from hidra_cli.api import Backbone, NormFactory
 from hidra_cli.engine.inner_loop import InnerLoop, Outcome, meta_gradient
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.losses import LossName
-from hidra_cli.engine.normalization import Mode
+from hidra_cli.engine.normalization import Mode, norm_factory
 from hidra_cli.engine.strategies import Batched, Compiled, Loop, Strategy, Threads, choose
-from hidra_cli.engine.tasks import TaskBatch
+from hidra_cli.engine.tasks import Examples, TaskBatch
+from hidra_plugins.backbones import Conv4, Mlp, ResNet12
+from hidra_plugins.heads import Hidra
+from hidra_plugins.torchvision_backbone import Torchvision
 from tests.engine.tools import HEADS, MODES, make_batch, make_learner
 
 Make = Callable[[Learner], Strategy]
@@ -78,6 +81,45 @@ def test_the_meta_gradient_is_that_of_the_loop(head: str, inner: str, strategy: 
 def test_so_it_is_in_every_mode_and_loss(mode: Mode, loss: LossName, strategy: str) -> None:
     learner = make_learner("hidra", normalization=mode, loss=loss)
     check(learner, STRATEGIES[strategy](learner), make_batch(tasks=3), InnerLoop(2, 0.1))
+
+
+SHAPES = {
+    "conv4, strided": (1, 16, 16),
+    "conv4, odd sides": (2, 15, 13),
+    "resnet12": (3, 16, 16),
+    "mlp": (1, 1, 5),
+    "torchvision": (3, 32, 32),
+}
+
+
+def backbone_of(name: str, norm: NormFactory) -> Backbone:
+    choices: dict[str, tuple[Any, dict[str, Any]]] = {
+        "conv4, strided": (Conv4, {"filters": 3, "downsample": "stride"}),
+        "conv4, odd sides": (Conv4, {"filters": 3, "blocks": 3}),
+        "resnet12": (ResNet12, {"width": 2}),
+        "mlp": (Mlp, {"hidden": 4}),
+        "torchvision": (Torchvision, {"name": "resnet18"}),
+    }
+    plugin, options = choices[name]
+    built: Backbone = plugin(SHAPES[name], norm, **options)
+    return built
+
+
+@pytest.mark.parametrize("name", ["threads", "batched"])
+@pytest.mark.parametrize("backbone", SHAPES)
+def test_every_backbone_can_do_it(backbone: str, name: Any) -> None:
+    factory, episode = norm_factory("support")
+    torch.manual_seed(0)
+    built = backbone_of(backbone, factory)
+    images = torch.rand(2, 6, *SHAPES[backbone], dtype=torch.float64)
+    labels = torch.arange(3).repeat_interleave(2).expand(2, -1)
+    batch = TaskBatch(
+        Examples(images, labels), Examples(images.flip(1), labels.flip(1)), 3, 2, (0, 1)
+    )
+    learner = Learner(built, Hidra(built.features, 3), episode, "support").double()
+    choice = choose(name, learner, SHAPES[backbone])
+    assert (choice.strategy.name, choice.why) == (name, "")
+    check(learner, choice.strategy, batch, InnerLoop(2, 0.1))
 
 
 @pytest.mark.parametrize("head", ["hidra", "maml", "random", "protomaml"])
