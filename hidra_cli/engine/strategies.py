@@ -1,7 +1,8 @@
 """How the tasks of a meta-batch are spread over a device. All give the gradient of the loop.
 
 - `loop`: one task after another, each operator on all cores; the specification (inner_loop.py).
-- `threads`: one task per core. Bit for bit the loop on one thread, however many cores there are.
+- `threads`: one task per core. Bit for bit the loop on one thread, on as many cores as tasks or
+  fewer.
 - `batched`: all tasks at once, with a weight of its own for each where weights differ.
 - `compiled`: as batched, the whole meta-gradient traced and compiled as one function.
 """
@@ -99,6 +100,7 @@ class Loop(Strategy):
 class Threads(Strategy):
     """One task per core, each on a thread of its own, whose operators use that one core.
 
+    Where there are more cores than tasks, a task's operators share those that are its part.
     PyTorch's operators let other threads run while they compute. Every thread has a replica of the
     modules, because a functional call swaps a module's weights while it lasts; the parameters are
     the same tensors. Gradients are added in the order of the tasks.
@@ -119,7 +121,7 @@ class Threads(Strategy):
     ) -> None:
         super().__init__(learner, recompute=recompute, micro_batch=micro_batch)
         self.workers = workers or torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.workers, "task", initializer=_one_core)
+        self._pool = ThreadPoolExecutor(self.workers, "task")
 
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
         again = self.recompute
@@ -136,8 +138,10 @@ class Threads(Strategy):
         """The work done for each task, in order; no thread is left at work when one fails."""
         # New ones each time: hooks of the head may have changed more than parameters.
         free = [_replica(self.learner) for _ in range(min(self.workers, len(batch)))]
+        cores = self.workers // len(free)
 
         def run(task: Task) -> T:
+            torch.set_num_threads(cores)  # of operators on this thread
             learner = free.pop()
             try:
                 return work(learner, task)
@@ -312,10 +316,6 @@ def _replica(learner: Learner) -> Learner:
     """The same modules once more, around the same parameters and buffers."""
     held = [*learner.parameters(), *learner.buffers()]
     return copy.deepcopy(learner, {id(tensor): tensor for tensor in held})
-
-
-def _one_core() -> None:
-    torch.set_num_threads(1)  # of operators on this thread
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor | None) -> None:

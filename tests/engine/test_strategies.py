@@ -145,7 +145,10 @@ def test_threads_are_bit_for_bit_the_loop_whatever_their_number(head: str) -> No
     learner = make_learner(head, filters=8, side=16, dtype=torch.float32)
     batch = make_batch(tasks=5, side=16, dtype=torch.float32)
     inner = InnerLoop(2, 0.3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     _, reference = gradient_of(learner, lambda: Loop(learner).meta_gradient(batch, inner))
+    torch.set_num_threads(before)
     for workers in (1, 2, 4):
         strategy = Threads(learner, workers=workers)
         _, found = gradient_of(learner, partial(strategy.meta_gradient, batch, inner))
@@ -153,6 +156,29 @@ def test_threads_are_bit_for_bit_the_loop_whatever_their_number(head: str) -> No
             expected = reference[name]
             assert (gradient is None) == (expected is None)
             assert gradient is None or expected is None or torch.equal(gradient, expected), name
+
+
+def test_with_more_cores_than_tasks_operators_share_them_and_others_keep_theirs() -> None:
+    learner, seen = make_learner("hidra"), set()
+    forward = type(learner.backbone).forward
+
+    def counts(self: Any, images: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        found: Tensor = forward(self, images)
+        return found
+
+    before = torch.get_num_threads()
+    type(learner.backbone).forward = counts  # type: ignore[method-assign]
+    try:
+        strategy = Threads(learner, workers=4)
+        strategy.meta_gradient(make_batch(tasks=2), InnerLoop(1, 0.3))
+        assert seen == {2}
+        seen.clear()
+        strategy.meta_gradient(make_batch(tasks=5), InnerLoop(1, 0.3))
+        assert seen == {1}
+    finally:
+        type(learner.backbone).forward = forward  # type: ignore[method-assign]
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
