@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from hidra_cli.ahead import Ahead
 from hidra_cli.api.data import Split
 from hidra_cli.checkpoints import (
     Checkpoint,
@@ -32,6 +33,7 @@ from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import InnerLoop, Outcome, adapted, meta_gradient, query_score
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.tasks import TaskBatch
+from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.errors import DataError, NotFiniteError, RunError, StoppedError
 from hidra_cli.evaluation import interval
 from hidra_cli.files import write_atomically
@@ -138,6 +140,8 @@ class MetaTrainer:
         self.train_episodes = sampler_of(
             data, "train", tasks.ways, tasks.shots, tasks.queries, seed
         )
+        if device.type == "cuda" and isinstance(self.train_episodes, EpisodeSampler):
+            self.train_episodes = Ahead(self.train_episodes)  # on a CPU it gains nothing
         self.validation_ways = _ways_within(data, "val", tasks.ways)
         self.validation_episodes = sampler_of(
             data, "val", self.validation_ways, tasks.shots, tasks.queries, seed
@@ -244,7 +248,9 @@ class MetaTrainer:
         """The meta-gradient of a meta-batch, of which each process takes a share of the tasks."""
         mine = self.world.share(episodes)
         if mine:
-            outcome = self._gradient(self._batch(mine, ways, shots))
+            batch = self._batch(mine, ways, shots)
+            self._expect_next()
+            outcome = self._gradient(batch)
         else:  # there are more processes than tasks
             self.optimizer.zero_grad(set_to_none=True)
             outcome = Outcome(0.0, 0.0)
@@ -255,6 +261,16 @@ class MetaTrainer:
 
     def _batch(self, episodes: range, ways: int, shots: int) -> TaskBatch:
         return self.train_episodes.batch(self.data, episodes, ways, shots, self.device)
+
+    def _expect_next(self) -> None:
+        """Let the tasks of the next step be drawn while this one is computed."""
+        following = self.iteration + 1
+        if isinstance(self.train_episodes, Ahead) and following < self.settings.outer.iterations:
+            size = self.settings.outer.meta_batch
+            mine = self.world.share(range(following * size, (following + 1) * size))
+            shape = self.train_episodes.shape(following)
+            if mine:
+                self.train_episodes.expect(self.data, mine, *shape, self.device)
 
     def _gradient(self, batch: TaskBatch) -> Outcome:
         self.optimizer.zero_grad(set_to_none=True)

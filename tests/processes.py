@@ -65,7 +65,7 @@ def settings_of(changes: dict[str, Any]) -> Settings:
 def train(name: str, folder: Path, cache: Path, world: World = ALONE) -> dict[str, Any]:
     """Train in a folder; the rows of metrics, and what this process knows at the end."""
     settings = settings_of(TRAININGS[name])
-    data = common.open_tasks(settings.dataset, cache, Console(verbosity=-1))
+    data = common.open_tasks(settings.dataset, cache, Console(verbosity=-1), CPU)
     trainer = MetaTrainer(settings, data, CPU, world=world)
     run = create_run(folder, name, settings) if world.main else RunDir(folder / name)
     trained = trainer.run(run, Console(verbosity=-1))

@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"store", "engine", "checkpoints", "world"},
     {"runs"},
-    {"components", "contracts", "episodes", "functions", "pictures", "task_sources"},
+    {"ahead", "components", "contracts", "episodes", "functions", "pictures", "task_sources"},
     {"models"},
     {"adaptation", "classifiers", "evaluation", "exporting", "picture", "resuming", "tensorboard"},
     {"report", "studies"},

@@ -171,11 +171,15 @@ def _prepare_images(
         )
 
 
-def open_tasks(settings: DatasetSettings, cache_dir: Path | None, console: Console) -> TaskSource:
-    """What tasks are drawn from: a family of functions, or prepared images."""
+def open_tasks(
+    settings: DatasetSettings, cache_dir: Path | None, console: Console, device: torch.device
+) -> TaskSource:
+    """What tasks are drawn from: a family of functions, or prepared images; near the device."""
     from hidra_cli.components import choose_functions
+    from hidra_cli.task_sources import brought_near
 
-    return choose_functions(settings) or open_images(settings, cache_dir, console)
+    found = choose_functions(settings) or open_images(settings, cache_dir, console)
+    return brought_near(found, device)
 
 
 def open_images(

@@ -106,7 +106,7 @@ def evaluate(
             [load_model(path, where, steps=steps, normalization=normalization) for path in chosen]
         )
         settings = common.another_dataset(models[0].settings.dataset, dataset, source, data_opt)
-        data = common.open_tasks(settings, cache_dir, console)
+        data = common.open_tasks(settings, cache_dir, console, where)
         if pixels:
             _check_pixels(data)
         _check_same(models, data, world)

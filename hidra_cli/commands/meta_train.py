@@ -289,7 +289,7 @@ def _train(
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
     check_log(settings.run.log)
     device, world = common.join(settings.run.device, console, stack)
-    data = common.open_tasks(settings.dataset, cache_dir, console)
+    data = common.open_tasks(settings.dataset, cache_dir, console, device)
     checkpoint = resumed.checkpoint if resumed is not None else None
     trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None, world=world)
     if checkpoint is not None:

@@ -39,6 +39,11 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
     return device
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; 0 for the CPU, whose memory is where data comes from."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held: on the device, or of the host for the CPU."""
     if device.type == "cuda":
