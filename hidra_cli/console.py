@@ -170,6 +170,34 @@ class Console:
         )
 
 
+class Silence(Console):
+    """Says nothing: for the processes beside the one that speaks."""
+
+    def __init__(self) -> None:
+        super().__init__(verbosity=-1)
+
+    @contextmanager
+    def logging_to(self, path: Path) -> Iterator[None]:
+        yield
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def print(self, text: str) -> None:
+        pass
+
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
+    ) -> None:
+        pass
+
+    def raw(self, text: str) -> None:
+        pass
+
+    def result(self, result: Any) -> None:
+        pass
+
+
 def _plain_lines(console: Console, what: str, whole: int | None) -> Advance:
     start = last = time.monotonic()
 

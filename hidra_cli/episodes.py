@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from hidra_cli.engine.tasks import Examples, TaskBatch
@@ -96,13 +97,11 @@ class EpisodeSampler:
         class_keys = raw[:, :classes_in_split]
         if self._groups is not None:
             class_keys = np.where(self._outside(episodes, ways), _LAST, class_keys)
-        classes = np.argsort(class_keys, axis=1)[:, :ways]
+        classes = _smallest(class_keys, ways)
         keys = raw[:, classes_in_split:].reshape(len(episodes), ways, most)
         beyond = np.arange(most) >= self.table.counts[classes][..., None]
         keys = np.where(beyond, _LAST, keys)
-        best = np.argpartition(keys, needed - 1, axis=2)[..., :needed]
-        order = np.argsort(np.take_along_axis(keys, best, axis=2), axis=2)
-        chosen = np.take_along_axis(best, order, axis=2) + self.table.first[classes][..., None]
+        chosen = _smallest(keys, needed) + self.table.first[classes][..., None]
         return EpisodeIndices(
             classes,
             chosen[..., :shots].reshape(len(episodes), -1),
@@ -196,6 +195,13 @@ def draw_shape(
     return ways[int(raw[0] % len(ways))], shots[int(raw[1] % len(shots))]
 
 
+def _smallest(keys: npt.NDArray[np.uint64], number: int) -> Int64:
+    """Where the smallest keys of each row (…, n) are, the smallest first: (…, number)."""
+    found = np.argpartition(keys, number - 1, axis=-1)[..., :number]
+    order = np.argsort(np.take_along_axis(keys, found, axis=-1), axis=-1)
+    return np.take_along_axis(found, order, axis=-1)
+
+
 def _draw(key: int, counter: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     """`count` 64-bit numbers of Philox-4×64 (Salmon et al. 2011) at a place of its own."""
     # Raw bits: numpy promises them unchanged between versions, unlike its distributions.
@@ -203,6 +209,9 @@ def _draw(key: int, counter: int, count: int) -> np.ndarray[tuple[int], np.dtype
 
 
 def _examples(images: PreparedImages, indices: Int64, ways: int, device: torch.device) -> Examples:
-    pixels = images.gather(indices).to(device).float().div_(255)
+    gathered = images.gather(indices)
+    if device.type == "cuda" and gathered.device.type == "cpu":
+        gathered = gathered.pin_memory()  # only from such memory a copy keeps nobody waiting
+    pixels = gathered.to(device, non_blocking=True).float().div_(255)
     labels = torch.arange(ways, device=device).repeat_interleave(indices.shape[1] // ways)
     return Examples(pixels, labels.expand(len(indices), -1))

@@ -20,6 +20,7 @@ from hidra_cli.engine.inner_loop import score
 from hidra_cli.engine.tasks import Task, TaskBatch
 from hidra_cli.problems import CLASSIFICATION, Problem
 from hidra_cli.task_sources import Sampler, TaskSource
+from hidra_cli.world import ALONE, World
 
 Float64 = npt.NDArray[np.float64]
 
@@ -131,17 +132,22 @@ def evaluate_cell(
     device: torch.device,
     every_step: bool = True,
     advance: Advance | None = None,
+    world: World = ALONE,
 ) -> Cell:
-    """Scores of episodes 0..E−1 of the sampler's stream at one number of ways and shots."""
+    """Scores of episodes 0..E−1 of the sampler's stream at one number of ways and shots.
+
+    The processes of a world take a share of the episodes each, and get the scores of all.
+    """
+    mine = world.share(range(episodes))
     found: list[list[float]] = []
-    for start in range(0, episodes, _EPISODES_AT_ONCE):
-        chosen = range(start, min(start + _EPISODES_AT_ONCE, episodes))
+    for start in range(0, len(mine), _EPISODES_AT_ONCE):
+        chosen = mine[start : start + _EPISODES_AT_ONCE]
         with memory_errors():
             batch = sampler.batch(data, chosen, ways, shots, device)
             found += contender.scores(batch, every_step=every_step)
         if advance is not None:
-            advance(len(found))
-    scores = np.array(found)
+            advance(round(episodes * len(found) / len(mine)))
+    scores = world.gather(found)
     return Cell(contender.name, contender.normalization, ways, shots, scores, data.problem)
 
 
@@ -154,6 +160,7 @@ def evaluate_plan(
     device: torch.device,
     console: Console,
     every_step: bool = True,
+    world: World = ALONE,
 ) -> list[Cell]:
     """Each contender at each number of ways, at all shots of the sampler: the same episodes."""
     cells = []
@@ -171,6 +178,7 @@ def evaluate_plan(
                     device=device,
                     every_step=every_step,
                     advance=advance,
+                    world=world,
                 )
             cells.append(cell)
     return cells

@@ -293,6 +293,22 @@ class MetricsFile:
             self._file.close()
 
 
+class NoMetrics(MetricsFile):
+    """Of a process that leaves the writing to another."""
+
+    def __init__(self) -> None:
+        self.missing = 0
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def flush_to_disk(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _rows(path: Path, columns: Sequence[str], last: int) -> list[dict[str, str]]:
     """The whole rows of iterations 1 to `last`, each once and in order."""
     found: dict[int, dict[str, str]] = {}
@@ -319,7 +335,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def environment(device: torch.device, plugins: Mapping[str, Any]) -> dict[str, Any]:
+def environment(
+    device: torch.device, plugins: Mapping[str, Any], processes: int = 1
+) -> dict[str, Any]:
     """What a result depends on beside its settings: versions, hardware, command."""
     return {
         "hidra-cli": __version__,
@@ -330,6 +348,7 @@ def environment(device: torch.device, plugins: Mapping[str, Any]) -> dict[str, A
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),

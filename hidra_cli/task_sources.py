@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from hidra_cli.api.data import Split
+from hidra_cli.engine.devices import free_memory
 from hidra_cli.engine.tasks import TaskBatch
 from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.errors import UsageError
@@ -101,6 +102,13 @@ def sampler_of(
     assert isinstance(source, PreparedImages)
     table = source.table(split)
     return EpisodeSampler(table, ways, shots, queries, seed, within_groups=within_groups)
+
+
+def brought_near(source: TaskSource, device: torch.device) -> TaskSource:
+    """The same tasks, drawn on the device where their images fit on it beside all else."""
+    if isinstance(source, PreparedImages):
+        return source.on(device, free_memory(device))
+    return source
 
 
 def usual_ways(source: TaskSource, split: Split) -> tuple[int, ...]:

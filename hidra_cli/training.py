@@ -9,13 +9,14 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
+from hidra_cli.ahead import Ahead
 from hidra_cli.api.data import Split
 from hidra_cli.checkpoints import (
     Checkpoint,
@@ -33,17 +34,19 @@ from hidra_cli.engine.inner_loop import InnerLoop, Outcome
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.strategies import choose
 from hidra_cli.engine.tasks import TaskBatch
+from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.errors import DataError, NotFiniteError, RunError, StoppedError
 from hidra_cli.evaluation import interval
 from hidra_cli.files import write_atomically
 from hidra_cli.interrupts import stop_requests
 from hidra_cli.models import inner_loop
 from hidra_cli.problems import CLASSIFICATION, Problem
-from hidra_cli.runs import MetricsFile, RunDir
+from hidra_cli.runs import MetricsFile, NoMetrics, RunDir
 from hidra_cli.settings import OuterSettings, Settings
 from hidra_cli.streams import stream_key
 from hidra_cli.task_sources import TaskSource, sampler_of
 from hidra_cli.tensorboard import open_metrics
+from hidra_cli.world import ALONE, World
 
 METRICS = (
     "iteration",
@@ -110,6 +113,8 @@ class MetaTrainer:
         data: what tasks are drawn from.
         device: where the model and the episodes live.
         restoring: `restore` will be called, so that pre-trained weights are not read.
+        world: the processes that share each meta-batch. All of them take every step, with the
+            same result; the first one writes.
 
     Raises:
         UsageError, DataError, PluginError: the settings cannot work with this data; checked here,
@@ -123,6 +128,7 @@ class MetaTrainer:
         device: torch.device,
         *,
         restoring: bool = False,
+        world: World = ALONE,
     ) -> None:
         tasks, seed = settings.tasks, settings.run.seed
         check_head_can(settings, tasks.ways)
@@ -130,10 +136,13 @@ class MetaTrainer:
         self.settings = settings
         self.data = data
         self.device = device
+        self.world = world
         self.inner = inner_loop(settings)
         self.train_episodes = sampler_of(
             data, "train", tasks.ways, tasks.shots, tasks.queries, seed
         )
+        if device.type == "cuda" and isinstance(self.train_episodes, EpisodeSampler):
+            self.train_episodes = Ahead(self.train_episodes)  # on a CPU it gains nothing
         self.validation_ways = _ways_within(data, "val", tasks.ways)
         self.validation_episodes = sampler_of(
             data, "val", self.validation_ways, tasks.shots, tasks.queries, seed
@@ -227,11 +236,8 @@ class MetaTrainer:
         # Plugins may draw from torch's own generator (dropout): keyed, so that resuming is exact.
         torch.manual_seed(stream_key(self.settings.run.seed, "step", self.iteration))
         with memory_errors():
-            batch = self.train_episodes.batch(
-                self.data, range(first, first + size), ways, shots, self.device
-            )
             self.learner.head.before_outer_step(ways)
-            outcome = self._gradient(batch)
+            outcome = self._shared_gradient(range(first, first + size), ways, shots)
         step = Step(outcome, ways, shots, self._clip(outer.clip))
         if step.finite:
             self._whole = False
@@ -242,12 +248,40 @@ class MetaTrainer:
             self.skipped_in_a_row = 0
         else:
             if outer.nonfinite == "stop" or self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-                raise self._not_finite(batch, step)
+                raise self._not_finite(step)
             self.skipped += 1
             self.skipped_in_a_row += 1
         self.iteration += 1
         self._whole = True
         return step
+
+    def _shared_gradient(self, episodes: range, ways: int, shots: int) -> Outcome:
+        """The meta-gradient of a meta-batch, of which each process takes a share of the tasks."""
+        mine = self.world.share(episodes)
+        if mine:
+            batch = self._batch(mine, ways, shots)
+            self._expect_next()
+            outcome = self._gradient(batch)
+        else:  # there are more processes than tasks
+            self.optimizer.zero_grad(set_to_none=True)
+            outcome = Outcome(0.0, 0.0)
+        loss, score = self.world.mean_gradient_(
+            self.learner.parameters(), (outcome.loss, outcome.score), len(mine) / len(episodes)
+        )
+        return Outcome(loss, score)
+
+    def _batch(self, episodes: range, ways: int, shots: int) -> TaskBatch:
+        return self.train_episodes.batch(self.data, episodes, ways, shots, self.device)
+
+    def _expect_next(self) -> None:
+        """Let the tasks of the next step be drawn while this one is computed."""
+        following = self.iteration + 1
+        if isinstance(self.train_episodes, Ahead) and following < self.settings.outer.iterations:
+            size = self.settings.outer.meta_batch
+            mine = self.world.share(range(following * size, (following + 1) * size))
+            shape = self.train_episodes.shape(following)
+            if mine:
+                self.train_episodes.expect(self.data, mine, *shape, self.device)
 
     def _gradient(self, batch: TaskBatch) -> Outcome:
         self.optimizer.zero_grad(set_to_none=True)
@@ -258,18 +292,18 @@ class MetaTrainer:
         torch.manual_seed(stream_key(self.settings.run.seed, "validation"))
         size = self.settings.outer.meta_batch
         steps = self.settings.inner.steps_at_test
-        scores: list[float] = []
-        wanted = self.settings.outer.validation_episodes
-        for index in range(math.ceil(wanted / size)):
+        scores: list[list[float]] = []
+        mine = self.world.share(range(self.settings.outer.validation_episodes))
+        for index in sorted({episode // size for episode in mine}):
             ways, shots = self.validation_episodes.shape(index)
-            episodes = range(index * size, min((index + 1) * size, wanted))
+            episodes = range(max(index * size, mine.start), min((index + 1) * size, mine.stop))
             with memory_errors():
                 batch = self.validation_episodes.batch(
                     self.data, episodes, ways, shots, self.device
                 )
                 found = self.strategy.scores(batch, self.inner, steps)
-            scores += [of_task[-1] for of_task in found]
-        mean, half = interval(np.array(scores))
+            scores += [of_task[-1:] for of_task in found]
+        mean, half = interval(self.world.gather(scores)[:, 0])
         return Validation(self.iteration, mean, half)
 
     def run(self, run: RunDir, console: Console) -> Trained:
@@ -281,7 +315,9 @@ class MetaTrainer:
             RunError: a file could not be written; the last good checkpoint is named.
         """
         outer, begun, first = self.settings.outer, time.monotonic(), self.iteration
-        metrics = open_metrics(self.settings.run.log, run, METRICS, kept=self.iteration)
+        metrics: MetricsFile = NoMetrics()
+        if self.world.main:
+            metrics = open_metrics(self.settings.run.log, run, METRICS, kept=self.iteration)
         if metrics.missing:
             console.warn(f"{metrics.missing} rows of {run.metrics} are gone; it goes on without")
         try:
@@ -291,8 +327,10 @@ class MetaTrainer:
             ):
                 while self.iteration < outer.iterations:
                     self._iterate(run, metrics, advance, console)
-                    if stop.number:
-                        self._stop(run, metrics, stop.number)
+                    with self._saved_if_it_fails(run, metrics):
+                        number = self.world.largest(stop.number)
+                    if number:
+                        self._stop(run, metrics, number)
         except NotFiniteError:
             raise
         except RunError as error:
@@ -311,12 +349,8 @@ class MetaTrainer:
     ) -> None:
         """One outer step, its row of metrics, validation and saving where they are due."""
         begun, problem = time.monotonic(), self.data.problem
-        try:
+        with self._saved_if_it_fails(run, metrics):
             step = self.step()
-        except Exception:  # no memory, not finite, a plugin's fault: the steps before it are whole
-            if self._whole:
-                self._save(run, metrics)
-            raise
         rate = self.settings.outer.meta_batch / (time.monotonic() - begun)
         row: dict[str, Any] = {
             "iteration": self.iteration,
@@ -352,6 +386,16 @@ class MetaTrainer:
         shown = f", val {problem.shown(self.best.score)} {problem.unit}" if self.best else ""
         advance(self.iteration, f"loss {step.outcome.loss:.2f}, {rate:.1f} tasks/s{shown}".strip())
 
+    @contextlib.contextmanager
+    def _saved_if_it_fails(self, run: RunDir, metrics: MetricsFile) -> Iterator[None]:
+        """No memory, not finite, a plugin's fault, a lost process: the steps before are whole."""
+        try:
+            yield
+        except Exception:
+            if self._whole:
+                self._save(run, metrics)
+            raise
+
     def _stop(self, run: RunDir, metrics: MetricsFile, number: int) -> NoReturn:
         self._save(run, metrics)
         raise StoppedError(
@@ -379,6 +423,8 @@ class MetaTrainer:
         self._saved_at, self._saved_when = self.iteration, time.monotonic()
 
     def _write(self, path: Path, keep_old_as: Path | None = None) -> None:
+        if not self.world.main:
+            return
         tensors = {f"model.{name}": value for name, value in self.learner.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer, self.names)
         meta = {
@@ -398,7 +444,7 @@ class MetaTrainer:
 
     def _with_last_good(self, error: RunError, run: RunDir) -> RunError:
         kept = next((path for path in (run.last, run.previous) if path.is_file()), None)
-        if kept is None:
+        if kept is None or not self.world.main:
             return error
         safe = f"iteration {self._saved_at} is safe in {kept}"
         return RunError(
@@ -416,15 +462,16 @@ class MetaTrainer:
                 torch.nn.utils.clip_grad_norm_(parameter, limit)
         return norm
 
-    def _not_finite(self, batch: TaskBatch, step: Step) -> NotFiniteError:
+    def _not_finite(self, step: Step) -> NotFiniteError:
         outer, seed = self.settings.outer, self.settings.run.seed
-        first = self.iteration * len(batch)
-        culprit, replay = self._culprit(batch), ""
+        first, size = self.iteration * outer.meta_batch, outer.meta_batch
+        # The first process looks through all tasks, and tells of it; the others need not.
+        culprit, replay = self._culprit(first, step) if self.world.main else None, ""
         if culprit is None:  # each task is finite, their sum is not
-            task = f"training episodes {first} to {first + len(batch) - 1} of seed {seed}"
+            task = f"training episodes {first} to {first + size - 1} of seed {seed}"
         else:
             index, loss = culprit
-            task = f"task {index + 1} of {len(batch)}, loss {loss}: "
+            task = f"task {index + 1} of {size}, loss {loss}: "
             task += f"training episode {first + index} of seed {seed}"
             if self.data.problem is CLASSIFICATION:  # `hidra adapt` learns classes only
                 replay = f"; to replay that task: {self._replay(first + index, step)}"
@@ -446,8 +493,10 @@ class MetaTrainer:
             f"--steps {self.inner.steps}"
         )
 
-    def _culprit(self, batch: TaskBatch) -> tuple[int, float] | None:
+    def _culprit(self, first: int, step: Step) -> tuple[int, float] | None:
         """The first task of a meta-batch that is not finite by itself, and its loss."""
+        episodes = range(first, first + self.settings.outer.meta_batch)
+        batch = self._batch(episodes, step.ways, step.shots)
         for index in range(len(batch)):
             outcome = self._gradient(batch.only(index))
             if not (math.isfinite(outcome.loss) and math.isfinite(self._clip(0))):

@@ -1,5 +1,6 @@
 """Episodes: fixed by their key alone, without repeats, uniform, and refused where impossible."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hidra_cli.api.data import Split
-from hidra_cli.episodes import EpisodeIndices, EpisodeSampler, check_feasible
+from hidra_cli.episodes import EpisodeIndices, EpisodeSampler, _smallest, check_feasible
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.store.reader import ClassTable, PreparedImages
 from hidra_cli.streams import stream_key
@@ -114,6 +115,44 @@ def test_the_first_episode_is_what_it_was_when_this_test_was_written() -> None:
     assert found.classes.tolist() == RECORDED["classes"]
     assert found.support.tolist() == RECORDED["support"]
     assert found.query.tolist() == RECORDED["query"]
+
+
+# SHA-256 of the indices of 64 episodes, from the code that sorted all keys: recorded results are
+# of these tasks, so that no change of the sampler may change them.
+PINNED = {
+    "few classes": ([9, 30, 7, 12, 8, 25, 11, 7, 10], 9, 4, 3, "469db1a5a0d0affc"),
+    "many classes": ([20] * 4112, 5, 1, 15, "128f89aeb1718aa2"),
+    "large classes": ([600] * 64, 20, 5, 15, "7cd54718023d1d8f"),
+}
+
+
+def digest(found: EpisodeIndices) -> str:
+    whole = hashlib.sha256()
+    for indices in (found.classes, found.support, found.query):
+        whole.update(np.ascontiguousarray(indices).astype("<i8").tobytes())
+    return whole.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_episodes_are_those_of_recorded_results(name: str) -> None:
+    sizes, ways, shots, queries, expected = PINNED[name]
+    sampler = EpisodeSampler(table(sizes), [ways], [shots], queries, seed=2**40 + 1)
+    assert digest(sampler.indices(range(3, 67), ways, shots)) == expected
+
+
+def test_episodes_within_groups_are_those_of_recorded_results() -> None:
+    sampler = EpisodeSampler(grouped(), [7], [1], 2, seed=2**40 + 1, within_groups=True)
+    assert digest(sampler.indices(range(3, 67), 7, 1)) == "27b233c74dc263b0"
+
+
+@given(
+    keys=st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=40, unique=True),
+    number=st.integers(1, 40),
+)
+def test_the_smallest_keys_are_the_first_of_all_sorted(keys: list[int], number: int) -> None:
+    number = min(number, len(keys))
+    row = np.array([keys, keys[::-1]], np.uint64)
+    assert np.array_equal(_smallest(row, number), np.argsort(row, axis=1)[:, :number])
 
 
 def chi_square(counts: np.ndarray) -> float:

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    import contextlib
+
+    import torch
+
     from hidra_cli.components import DatasetChoice
     from hidra_cli.console import Console
     from hidra_cli.settings import DatasetSettings
     from hidra_cli.store.reader import PreparedImages
     from hidra_cli.task_sources import TaskSource
+    from hidra_cli.world import World
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and results.")]
@@ -38,10 +43,27 @@ Split = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Folder for the result files.")]
 
 
-def make_console(json_output: bool, quiet: bool, verbose: bool) -> Console:
-    from hidra_cli.console import Console
+def make_console(json_output: bool, quiet: bool, verbose: bool, *, main: bool = True) -> Console:
+    """What a command speaks through; of several processes that share it, only the main one does."""
+    from hidra_cli.console import Console, Silence
 
+    if not main:
+        return Silence()
     return Console(json_output=json_output, verbosity=-1 if quiet else int(verbose))
+
+
+def join(device: str, console: Console, stack: contextlib.ExitStack) -> tuple[torch.device, World]:
+    """The device of this process, and the processes it was started with, until `stack` ends."""
+    from hidra_cli.engine.devices import resolve_device
+    from hidra_cli.launch import launch
+    from hidra_cli.world import joined
+
+    launched = launch()
+    several = launched.size > 1
+    chosen = resolve_device(device, launched.local_rank if several else None)
+    if several:
+        console.note(f"{launched.size} processes share the tasks; waiting until all are there")
+    return chosen, stack.enter_context(joined(launched, chosen))
 
 
 def runs_dir_of(chosen: Path | None) -> Path:
@@ -149,11 +171,15 @@ def _prepare_images(
         )
 
 
-def open_tasks(settings: DatasetSettings, cache_dir: Path | None, console: Console) -> TaskSource:
-    """What tasks are drawn from: a family of functions, or prepared images."""
+def open_tasks(
+    settings: DatasetSettings, cache_dir: Path | None, console: Console, device: torch.device
+) -> TaskSource:
+    """What tasks are drawn from: a family of functions, or prepared images; near the device."""
     from hidra_cli.components import choose_functions
+    from hidra_cli.task_sources import brought_near
 
-    return choose_functions(settings) or open_images(settings, cache_dir, console)
+    found = choose_functions(settings) or open_images(settings, cache_dir, console)
+    return brought_near(found, device)
 
 
 def open_images(

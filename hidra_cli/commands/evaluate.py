@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hidra_cli.models import TrainedModel
     from hidra_cli.problems import Problem
     from hidra_cli.task_sources import TaskSource
+    from hidra_cli.world import World
 
 
 def evaluate(
@@ -91,39 +93,44 @@ def evaluate(
 
       hidra evaluate runs/my-run --dataset omniglot --ways 5
     """
-    from hidra_cli.engine.devices import resolve_device
     from hidra_cli.evaluation import NearestPixels, compare
+    from hidra_cli.launch import launch
     from hidra_cli.models import load_model
     from hidra_cli.runs import environment, latest_run
 
-    console = common.make_console(json_output, quiet, verbose)
-    where = resolve_device(device or "auto")
-    chosen = runs or [latest_run(common.runs_dir_of(runs_dir))]
-    models = _distinct(
-        [load_model(path, where, steps=steps, normalization=normalization) for path in chosen]
-    )
-    settings = common.another_dataset(models[0].settings.dataset, dataset, source, data_opt)
-    data = common.open_tasks(settings, cache_dir, console)
-    if pixels:
-        _check_pixels(data)
-    for model in models:
-        if dataset is None and model.meta["dataset_hash"] != data.content_hash:
-            console.warn(f"{model.name} was trained on other data than {data.place}")
-    trained_shots = min(min(m.settings.tasks.shots) for m in models)
-    cells = _evaluate_all(
-        [*models, *([NearestPixels()] if pixels else [])],
-        data,
-        split,
-        _numbers("--ways", ways) or _usual_ways(models, data, split),
-        _numbers("--shots", shots) or (trained_shots,),
-        queries=queries,
-        episodes=episodes,
-        seed=seed,
-        within_groups=within_groups,
-        every_step=every_step,
-        device=where,
-        console=console,
-    )
+    console = common.make_console(json_output, quiet, verbose, main=launch().main)
+    with contextlib.ExitStack() as stack:
+        where, world = common.join(device or "auto", console, stack)
+        chosen = runs or [latest_run(common.runs_dir_of(runs_dir))]
+        models = _distinct(
+            [load_model(path, where, steps=steps, normalization=normalization) for path in chosen]
+        )
+        settings = common.another_dataset(models[0].settings.dataset, dataset, source, data_opt)
+        data = common.open_tasks(settings, cache_dir, console, where)
+        if pixels:
+            _check_pixels(data)
+        _check_same(models, data, world)
+        for model in models:
+            if dataset is None and model.meta["dataset_hash"] != data.content_hash:
+                console.warn(f"{model.name} was trained on other data than {data.place}")
+        trained_shots = min(min(m.settings.tasks.shots) for m in models)
+        cells = _evaluate_all(
+            [*models, *([NearestPixels()] if pixels else [])],
+            data,
+            split,
+            _numbers("--ways", ways) or _usual_ways(models, data, split),
+            _numbers("--shots", shots) or (trained_shots,),
+            queries=queries,
+            episodes=episodes,
+            seed=seed,
+            within_groups=within_groups,
+            every_step=every_step,
+            device=where,
+            console=console,
+            world=world,
+        )
+    if not world.main:
+        return
     result = {
         "format_version": 1,
         "dataset": data.dataset,
@@ -135,12 +142,20 @@ def evaluate(
         "models": [_describe(model) for model in models],
         "results": [cell.to_json() for cell in cells],
         "comparisons": compare(cells),
-        "environment": environment(where, models[0].meta["plugins"]),
+        "environment": environment(where, models[0].meta["plugins"], world.size),
     }
     folder, picture = _write(out, chosen[0], models[0], cells, result)
     _show(cells, result, console)
     console.print(f"written: {folder / 'result.json'}, {folder / picture}")
     console.result(result | {"folder": str(folder)})
+
+
+def _check_same(models: list[TrainedModel], data: TaskSource, world: World) -> None:
+    """A run that is being trained may get another checkpoint between two processes' reading."""
+    import json
+
+    seen = [[model.name, model.meta] for model in models]
+    world.check_same("models and data", json.dumps([seen, data.content_hash], sort_keys=True))
 
 
 def _evaluate_all(
@@ -157,6 +172,7 @@ def _evaluate_all(
     every_step: bool,
     device: torch.device,
     console: Console,
+    world: World,
 ) -> list[Cell]:
     """Every contender at every number of ways and shots it can do, on the same episodes."""
     from hidra_cli.evaluation import evaluate_plan
@@ -170,6 +186,7 @@ def _evaluate_all(
         device=device,
         console=console,
         every_step=every_step,
+        world=world,
     )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hidra_cli.settings import Resolved, Settings
     from hidra_cli.task_sources import Sampler
     from hidra_cli.training import MetaTrainer
+    from hidra_cli.world import World
 
 # Where each flag goes; the panels of --help follow the sections.
 _FLAGS = {
@@ -210,9 +211,10 @@ def meta_train(
     Next: hidra evaluate RUN --ways 2,5,10,20
     """
     given = dict(locals())
+    from hidra_cli.launch import launch
     from hidra_cli.settings import parse_assignments, resolve
 
-    console = common.make_console(json_output, quiet, verbose)
+    console = common.make_console(json_output, quiet, verbose, main=launch().main)
     flags = {key: given[flag] for flag, key in _FLAGS.items() if given[flag] is not None}
     for flag, (key, spelled) in _OPTION_FLAGS.items():
         if given[flag]:
@@ -223,7 +225,7 @@ def meta_train(
         if resume is None:
             resolved = resolve(flags, config=config, preset=preset)
         else:
-            owner = None if print_config or dry_run else stack
+            owner = stack if launch().main and not (print_config or dry_run) else None
             resumed = _resumed(resume, place, flags, config, preset, name, owner)
             resolved = resumed.settings
         if print_config:
@@ -295,32 +297,46 @@ def _train(
     stack: contextlib.ExitStack,
 ) -> None:
     from hidra_cli.components import check_head_can
-    from hidra_cli.engine.devices import resolve_device
-    from hidra_cli.runs import create_run, owning
     from hidra_cli.tensorboard import check_log
     from hidra_cli.training import MetaTrainer
 
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
     check_log(settings.run.log)
-    device = resolve_device(settings.run.device)
-    data = common.open_tasks(settings.dataset, cache_dir, console)
+    device, world = common.join(settings.run.device, console, stack)
+    data = common.open_tasks(settings.dataset, cache_dir, console, device)
     checkpoint = resumed.checkpoint if resumed is not None else None
-    trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None)
+    trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None, world=world)
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    world.check_same("settings and data", f"{settings.to_toml()}\n{data.content_hash}")
+    world.check_same("checkpoint", str(trainer.iteration))
     if trainer.choice.why:
         console.warn(f"--strategy {trainer.strategy.name}: {trainer.choice.why}")
     test_episodes = _test_episodes(trainer, console)
     if dry_run:
         _dry_run(trainer, console)
         return
-    if resumed is None:
-        run = create_run(runs_dir, name, settings)
-        stack.enter_context(owning(run))
-    else:
-        run = resumed.run
+    run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, world, stack)
     with console.logging_to(run.log):
         _train_and_test(trainer, test_episodes, run, resumed, console)
+
+
+def _new_run(
+    runs_dir: Path,
+    name: str | None,
+    settings: Settings,
+    world: World,
+    stack: contextlib.ExitStack,
+) -> RunDir:
+    """A run directory that the first process makes, and owns until `stack` ends."""
+    from hidra_cli.runs import RunDir, create_run, owning
+
+    path = ""
+    if world.main:
+        run = create_run(runs_dir, name, settings)
+        stack.enter_context(owning(run))
+        path = str(run.path)
+    return RunDir(Path(world.first_says(path)))
 
 
 def _test_episodes(trainer: MetaTrainer, console: Console) -> Sampler | None:
@@ -352,8 +368,8 @@ def _train_and_test(
     from hidra_cli.files import write_json
     from hidra_cli.problems import CLASSIFICATION
 
-    settings = trainer.settings
-    facts = _record_start(trainer, run, resumed, console)
+    settings, world = trainer.settings, trainer.world
+    facts = _record_start(trainer, run, resumed, console) if world.main else {}
     if trainer.validation_ways != settings.tasks.ways:
         console.note(
             f"the validation split has fewer classes than --ways asks for: "
@@ -371,7 +387,8 @@ def _train_and_test(
         "test": _test(run, trainer, test_episodes, console) if test_episodes else [],
         "environment": facts,
     }
-    write_json(run.result, result)
+    if world.main:
+        write_json(run.result, result)
     if trained.skipped:
         console.warn(f"{trained.skipped} of {settings.outer.iterations} steps were skipped")
     speed = "" if rate is None else f"{rate:.1f} tasks/s; "
@@ -389,7 +406,7 @@ def _record_start(
     from hidra_cli.files import write_atomically, write_json
     from hidra_cli.runs import environment, read_json
 
-    now = environment(trainer.device, trainer.plugins)
+    now = environment(trainer.device, trainer.plugins, trainer.world.size)
     facts = now | {"dataset": dict(trainer.data.attributes)}
     if resumed is None:
         console.note(f"run {run.path}")
@@ -399,10 +416,12 @@ def _record_start(
             console.warn(warning)
         write_atomically(run.config, trainer.settings.to_toml().encode())
         before = read_json(run.environment) or facts
-        if before.get("threads") != now["threads"]:
+        then = before.get("threads"), before.get("processes", 1)
+        if then != (now["threads"], now["processes"]):
             console.warn(
-                f"the run was begun with {before.get('threads')} threads, now there are "
-                f"{now['threads']}: it is the same but for rounding (OMP_NUM_THREADS sets them)"
+                f"the run was begun with {then[0]} threads in each of {then[1]} processes, now "
+                f"there are {now['threads']} in each of {now['processes']}: it is the same but for "
+                "rounding (OMP_NUM_THREADS sets threads)"
             )
         earlier = before.get("resumed")
         again = earlier if isinstance(earlier, list) else []
@@ -420,6 +439,7 @@ def _test(
     from hidra_cli.problems import CLASSIFICATION
 
     settings, problem, (shots,) = trainer.settings, trainer.data.problem, sampler.shots
+    trainer.world.wait()  # until the first process has written that model
     model = load_model(run.path, trainer.device)
     episodes = settings.outer.test_episodes
     found = evaluate_plan(
@@ -430,6 +450,7 @@ def _test(
         device=trainer.device,
         console=console,
         every_step=False,
+        world=trainer.world,
     )
     cells = [cell.to_json() for cell in found]
     chance = problem is CLASSIFICATION

@@ -12,14 +12,22 @@ import torch
 from hidra_cli.errors import DeviceError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
     """ "auto" (CUDA where there is one, else the CPU) or a torch device name.
+
+    Args:
+        name: of the device.
+        local_rank: of one of several processes on this machine: "auto" and "cuda" are its own GPU.
 
     Raises:
         DeviceError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" or local_rank is None:
+            return torch.device(name)
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device).sum().item()
@@ -49,6 +57,11 @@ def keep_freed_memory() -> bool:
         return False
     done = [set_option(_M_MMAP_THRESHOLD, _LARGEST), set_option(_M_TRIM_THRESHOLD, _MOST_KEPT)]
     return all(done)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; 0 for the CPU, whose memory is where data comes from."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def peak_memory(device: torch.device) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +28,8 @@ SEAL = b"hidra-store sha256 "
 SEAL_BYTES = 512
 # Above this share of the memory that is free, images stay in the file and are read as needed.
 IN_MEMORY_SHARE = 0.5
+# Up to this share of the memory that is free on a device, images are kept there.
+ON_DEVICE_SHARE = 0.25
 _CHUNK_BYTES = 4 << 20
 _ATTRIBUTES = ("dataset", "content_hash", "source_hash", "source", "invert", "licence")
 
@@ -81,7 +83,10 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """A prepared dataset. `images` is an array in memory or a dataset in the open file."""
+    """A prepared dataset.
+
+    `images` is an array in memory, a dataset in the open file, or a tensor on a device.
+    """
 
     path: Path
     dataset: str
@@ -109,8 +114,26 @@ class PreparedImages:
 
     def close(self) -> None:
         """Close the file, where images are read from it as needed."""
-        if not isinstance(self.images, np.ndarray):
+        if isinstance(self.images, h5py.Dataset):
             self.images.file.close()
+
+    def on(self, device: torch.device, free: int) -> PreparedImages:
+        """These images kept on a device as uint8, so that tasks are gathered there.
+
+        Only where they take no more than ON_DEVICE_SHARE of the bytes that are free on it; they are
+        left where they are otherwise. A file they were read from is closed.
+        """
+        import torch
+
+        if self.images.nbytes > ON_DEVICE_SHARE * free:
+            return self
+        held = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+        at_once = max(1, _CHUNK_BYTES * len(held) // self.images.nbytes)
+        for first in range(0, len(held), at_once):
+            chunk = self.images[first : first + at_once]
+            held[first : first + at_once] = torch.from_numpy(chunk)
+        self.close()
+        return replace(self, images=held)
 
     def table(self, split: Split) -> ClassTable:
         """The classes of one split, in file order."""
@@ -124,10 +147,13 @@ class PreparedImages:
         )
 
     def gather(self, indices: Int64) -> torch.Tensor:
-        """Images at `indices` (any shape S) → uint8 tensor (*S, C, H, W)."""
+        """Images at `indices` (any shape S) → uint8 tensor (*S, C, H, W), where the images are."""
         import torch
 
         flat = indices.reshape(-1)
+        if isinstance(self.images, torch.Tensor):
+            there = torch.from_numpy(flat).to(self.images.device)
+            return self.images[there].reshape(*indices.shape, *self.image_shape)
         if isinstance(self.images, np.ndarray):
             found = self.images[flat]
         else:  # HDF5 wants increasing, distinct indices

@@ -278,3 +278,31 @@ def test_another_format_version_is_refused_with_the_command_that_rebuilds(
 
 def test_the_file_has_no_heap_whose_damage_could_keep_hdf5_looping(whole: Path) -> None:
     assert b"GCOL" not in whole.read_bytes()
+
+
+@pytest.mark.parametrize("load", [True, False])
+def test_images_that_fit_are_kept_on_the_device(whole: Path, load: bool) -> None:
+    """Here the device is the CPU: what a GPU would hold."""
+    cpu = torch.device("cpu")
+    expected = open_store(whole, "noise")
+    found = open_store(whole, "noise", load=load)
+    size = found.images.nbytes
+    enough = int(size / reader.ON_DEVICE_SHARE)
+    assert found.on(cpu, enough - 1) is found, "a byte too few are free"
+    there = found.on(cpu, enough)
+    assert isinstance(there.images, torch.Tensor)
+    assert there.images.dtype == torch.uint8
+    assert there.images.nbytes == size
+    assert load or not found.images, "the file is closed"
+    indices = np.array([[3, 0, 3], [19, 7, 1]])
+    assert torch.equal(there.gather(indices), expected.gather(indices))
+    assert there.content_hash == expected.content_hash
+    there.close()
+
+
+def test_images_go_to_the_device_in_chunks(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_store(whole, "noise")
+    for chunk in (1, 3 * expected.images[0].nbytes + 1, 10**6):
+        monkeypatch.setattr(reader, "_CHUNK_BYTES", chunk)
+        there = expected.on(torch.device("cpu"), 10**9)
+        assert np.array_equal(there.images.numpy(), expected.images)

@@ -1,0 +1,55 @@
+"""Which of several processes this is, as torchrun and its like say in the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hidra_cli.errors import UsageError
+
+_MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One of `size` processes that were started together.
+
+    Attributes:
+        rank: its number among all, 0 for the one that speaks and writes.
+        size: how many there are, on all machines.
+        local_rank: its number among those of its machine, which chooses its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that speaks and writes."""
+        return self.rank == 0
+
+
+def launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """What RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* say; one process alone where they say nothing.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    names = ("RANK", "WORLD_SIZE")
+    if not all(environ.get(name) for name in (*names, *_MEETING_PLACE)):
+        return Launch()
+    given = {name: environ.get(name, "0") for name in (*names, "LOCAL_RANK")}
+    try:
+        rank, size, local_rank = map(int, given.values())
+        if not 0 <= rank < size or local_rank < 0:
+            raise ValueError("a rank is one of 0 to WORLD_SIZE − 1")
+    except ValueError as exc:
+        told = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise UsageError(
+            "the environment does not say which process this is",
+            why=f"{told}: {exc}",
+            fix="start it with torchrun, or unset these variables",
+        ) from exc
+    return Launch(rank, size, local_rank) if size > 1 else Launch()

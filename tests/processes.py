@@ -1,0 +1,143 @@
+"""What each of several processes does in tests of a world: python -m tests.processes OUT CACHE."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hidra_cli.commands import common
+from hidra_cli.console import Console
+from hidra_cli.errors import NotFiniteError, UsageError
+from hidra_cli.launch import launch
+from hidra_cli.runs import RunDir, create_run
+from hidra_cli.settings import Settings, resolve
+from hidra_cli.store.reader import PreparedImages
+from hidra_cli.training import MetaTrainer
+from hidra_cli.world import ALONE, World, joined
+
+from .conftest import TINY, TINY_OPTIONS
+
+CPU = torch.device("cpu")
+BASE = {
+    "dataset.options": TINY_OPTIONS,
+    "tasks.ways": "2-4",
+    "tasks.queries": 3,
+    "model.backbone_options": {"filters": 8},
+    "outer.iterations": 6,
+    "outer.meta_batch": 3,
+    "outer.validate_every": 2,
+    "outer.validation_episodes": 7,
+}
+DIVERGING = {"model.head": "random", "inner.inner_lr": 1e30, "inner.steps": 3}
+# Trainings that must not depend on the number of processes.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "hidra": {},
+    "maml": {"model.head": "maml", "tasks.ways": 3},
+    "slots": {"model.head_options": {"master": "slots"}, "inner.rates": "learned"},
+    "one task": {"outer.meta_batch": 1},
+    "two validation tasks": {"outer.meta_batch": 5, "outer.validation_episodes": 2},
+    "skipped": {**DIVERGING, "outer.nonfinite": "skip"},
+    "sinusoids": {
+        "dataset.name": "sinusoids",
+        "dataset.options": {},
+        "model.backbone": "mlp",
+        "model.backbone_options": {},
+        "model.loss": "mse",
+        "inner.inner_lr": 0.001,
+        "tasks.shots": 5,
+        "model.normalization": "none",  # of one input it leaves the sign: weights would drift
+    },
+}
+
+
+def settings_of(changes: dict[str, Any]) -> Settings:
+    return resolve(BASE | changes, environ={}).settings
+
+
+def train(name: str, folder: Path, cache: Path, world: World = ALONE) -> dict[str, Any]:
+    """Train in a folder; the rows of metrics, and what this process knows at the end."""
+    settings = settings_of(TRAININGS[name])
+    data = common.open_tasks(settings.dataset, cache, Console(verbosity=-1), CPU)
+    trainer = MetaTrainer(settings, data, CPU, world=world)
+    run = create_run(folder, name, settings) if world.main else RunDir(folder / name)
+    trained = trainer.run(run, Console(verbosity=-1))
+    world.wait()
+    with run.metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    held = {key: value.tolist() for key, value in trainer.learner.state_dict().items()}
+    without = [n for n, p in trainer.learner.named_parameters() if p.grad is None]
+    best = trained.best.iteration, trained.best.score
+    return {"rows": rows, "weights": held, "best": best, "without gradient": without}
+
+
+def diverge(images: PreparedImages, world: World = ALONE) -> str:
+    """Why a training whose first step is not finite stopped."""
+    trainer = MetaTrainer(settings_of(DIVERGING), images, CPU, world=world)
+    try:
+        trainer.step()
+    except NotFiniteError as error:
+        return error.why
+    return "it did not"
+
+
+def put_together(world: World) -> dict[str, Any]:
+    """Every collective once."""
+    rank = world.rank
+    sums = [torch.full((2, 3), rank + 1.0), torch.tensor(10.0**rank, dtype=torch.float64)]
+    world.sum_(sums)
+    lone = torch.tensor([1.5 + rank], dtype=torch.bfloat16)
+    world.sum_([lone])
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad = torch.tensor([1.0, 2.0]) * (rank + 1)
+    if rank:  # the second of three has a gradient in one process, the third in none
+        parameters[1].grad = torch.tensor([4.0, 8.0])
+    means = world.mean_gradient_(parameters, (rank, 7.0), (0.25, 0.75)[rank])
+    rows = [[float(rank), float(n)] for n in range(3 * (1 - rank))]
+    refused = ""
+    with contextlib.suppress(UsageError):
+        world.check_same("everything", "equal")
+        refused = "at first"
+        world.check_same("numbers", str(rank))
+        refused = "not at all"
+    return {
+        "sums": [tensor.tolist() for tensor in sums],
+        "low precision": lone.float().tolist(),
+        "gradients": [None if p.grad is None else p.grad.tolist() for p in parameters],
+        "means": means,
+        "gathered": world.gather(rows).tolist(),
+        "gathered nothing": list(world.gather([]).shape),
+        "largest": world.largest(rank * 15),
+        "any": [world.any(rank == 1), world.any(False)],
+        "said": world.first_says(f"Größe {rank}"),
+        "refused": refused,
+    }
+
+
+def threads() -> list[str]:
+    """Names of the threads of this process, where the system tells."""
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+
+
+def main(out: Path, cache: Path) -> None:
+    # Run after what `joined` registers: the last one goes first.
+    atexit.register(lambda: (out / f"threads-{launch().rank}").write_text("\n".join(threads())))
+    with joined(launch(), CPU) as world:
+        images = common.open_images(TINY, cache, Console(verbosity=-1))
+        found: dict[str, Any] = {"collectives": put_together(world)}
+        for name in TRAININGS:
+            found[name] = train(name, out, cache, world)
+        found["not finite"] = diverge(images, world)
+        found["threads"] = threads()
+        (out / f"{world.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
