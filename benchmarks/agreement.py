@@ -1,0 +1,143 @@
+"""Whether contenders compute one and the same meta-gradient.
+
+The meta-gradient jumps where a ReLU's input passes zero or two pixels of a pooling window are
+equal, and several inner steps magnify a jump. In float32, rounding puts two right programs on
+either side of one in about half of the tasks, and they differ by anything up to a tenth: the plain
+loop differs as much from itself in float64. So
+
+- in float64, where that does not happen, all must agree on the workload's own tasks;
+- in float32, all must agree on one of several small draws on which the plain loop agrees with
+  itself in float64: a right program meets no jump on some of them, and one that is wrong by more
+  than the tolerance is so on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+
+import torch
+
+from benchmarks.contenders import CONTENDERS, REFERENCE, Contender
+from benchmarks.peers import Gradients, Run
+from benchmarks.workloads import Case
+from hidra_cli.errors import RunError
+
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
+# An uneven number, so that parts of a batch that is split are not of one size.
+_TASKS = 3
+# In float32: tasks of a draw, draws that a contender may try, and those that are looked through.
+_FEW_TASKS = 2
+_DRAWS = 12
+_CANDIDATES = 200
+# Of the whole gradient's length; a parameter with a smaller share is measured by this share of it.
+_SMALL_SHARE = 0.01
+
+
+def relative_error(gradients: Gradients, reference: Gradients) -> float:
+    """The largest over meta-parameters, and over all of them together, of ‖g − r‖ / ‖r‖.
+
+    Raises:
+        RunError: other parameters, other shapes, or a gradient that is not finite.
+    """
+    if {n: g.shape for n, g in gradients.items()} != {n: r.shape for n, r in reference.items()}:
+        raise RunError(
+            "the meta-gradients are of other parameters",
+            why=f"{', '.join(gradients)} beside {', '.join(reference)}",
+        )
+    differences, lengths = [], []
+    for name, value in reference.items():
+        differences.append((gradients[name].double() - value.double()).norm())
+        lengths.append(value.double().norm())
+    apart, length = torch.stack(differences), torch.stack(lengths)
+    whole = length.norm()
+    worst = (apart / length.clamp_min(_SMALL_SHARE * whole)).max()
+    error = torch.maximum(worst, apart.norm() / whole).item()
+    if not torch.isfinite(apart.norm()):
+        raise RunError("a meta-gradient is infinite or not a number")
+    return error
+
+
+def cosine(gradients: Gradients, reference: Gradients) -> float:
+    """Of the angle between two gradients, all parameters together."""
+    one, other = (
+        torch.cat([g[n].double().flatten() for n in reference]) for g in (gradients, reference)
+    )
+    return torch.cosine_similarity(one, other, dim=0).item()
+
+
+def reference_run(case: Case) -> Run:
+    """The plain loop, in the default memory layout whatever the peers are measured in."""
+    return CONTENDERS[REFERENCE].build(replace(case, peers_channels_last=False))
+
+
+def check(contenders: Mapping[str, Contender], case: Case) -> dict[str, dict[str, float]]:
+    """Relative errors against the plain loop, by contender and by "float64" and "float32".
+
+    Contenders of another precision than float32 are left out: see `cosine`.
+
+    Raises:
+        RunError: one disagrees; it says which, and by how much.
+    """
+    exact = {n: c for n, c in contenders.items() if c.precision == "float32"}
+    if not case.peers_channels_last:
+        exact.pop(REFERENCE, None)  # it would be compared with itself
+    if not exact:
+        return {}
+    errors = {}
+    for dtype, compare in ((torch.float64, _float64), (torch.float32, _float32)):
+        kind = str(dtype).removeprefix("torch.")
+        errors[kind] = compare(exact, case)
+        for name, error in errors[kind].items():
+            if not error <= TOLERANCES[dtype]:
+                raise RunError(
+                    f"{name} computes another meta-gradient than {REFERENCE}",
+                    why=f"{case.workload.name} in {kind}: the relative error is {error:.2g}, "
+                    f"and {TOLERANCES[dtype]:g} is allowed",
+                    fix=f"leave out {name}: its speed means nothing until it agrees",
+                )
+    return {name: {kind: found[name] for kind, found in errors.items()} for name in exact}
+
+
+def _float64(contenders: Mapping[str, Contender], case: Case) -> dict[str, float]:
+    work = replace(case.workload, tasks=min(case.workload.tasks, _TASKS))
+    case = replace(case, workload=work, dtype=torch.float64)
+    reference = reference_run(case)()
+    return {
+        name: relative_error(contender.build(case)(), reference)
+        for name, contender in contenders.items()
+    }
+
+
+def _float32(contenders: Mapping[str, Contender], case: Case) -> dict[str, float]:
+    """The smallest error of several draws of few tasks with one query per class."""
+    errors = dict.fromkeys(contenders, float("inf"))
+    for drawn, reference in islice(_steady(case), _DRAWS):
+        apart = [n for n, error in errors.items() if not error <= TOLERANCES[torch.float32]]
+        for name in apart:
+            run = contenders[name].build(drawn)
+            run()  # what is left over from one meta-step must not come into the next
+            errors[name] = min(errors[name], relative_error(run(), reference))
+        if all(error <= TOLERANCES[torch.float32] for error in errors.values()):
+            return errors
+    if float("inf") in errors.values():
+        raise RunError(
+            f"{case.workload.name} has no gradient in float32 to compare",
+            why=f"of {_CANDIDATES} draws, rounding leaves none as it is in float64",
+            fix="a smaller inner rate in benchmarks/workloads.py",
+        )
+    return errors
+
+
+def _steady(case: Case) -> Iterator[tuple[Case, Gradients]]:
+    """Small draws, and their gradients in float32, that two memory layouts leave as in float64."""
+    work = replace(case.workload, tasks=min(case.workload.tasks, _FEW_TASKS), queries=1)
+    plain = CONTENDERS[REFERENCE].build
+    for seed in range(case.seed, case.seed + _CANDIDATES):
+        drawn = replace(case, workload=work, seed=seed)
+        exact = plain(replace(drawn, dtype=torch.float64))()
+        reference = reference_run(drawn)()
+        other = plain(replace(drawn, peers_channels_last=True))()
+        if all(relative_error(g, exact) <= TOLERANCES[drawn.dtype] for g in (reference, other)):
+            yield drawn, reference

@@ -1,0 +1,72 @@
+"""The picture of what a meta-step costs over ways, inner steps and tasks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib.figure import Figure
+
+_LABELS = {"ways": "ways N", "steps": "inner steps", "tasks": "tasks per meta-step"}
+# Lines differ in more than colour: in print and for colour-blind readers.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+_MARKERS = "os^DvP*X"
+_DASHES = ("-", "--", ":", "-.")
+_MIB = 2**20
+
+
+def picture(found: dict[str, Any]) -> bytes:
+    """A PNG of three columns, one per axis: time above, memory below, a line per contender.
+
+    Args:
+        found: `axes` holds for each axis what was measured at each of its values.
+    """
+    axes = found["axes"]
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    grid = figure.subplots(2, len(axes), squeeze=False, sharey="row", sharex="col")
+    for column, (axis, points) in enumerate(axes.items()):
+        above, below = grid[0][column], grid[1][column]
+        _lines(above, axis, points, lambda row: row["median"] * 1e3)
+        _lines(below, axis, points, lambda row: row["memory"]["growth"] / _MIB)
+        below.set_xlabel(_LABELS[axis])
+        for place in (above, below):
+            place.set_xscale("log")
+            place.set_yscale("log")
+            values = [point["workload"][axis] for point in points]
+            place.set_xticks(values, map(str, values), minor=False)
+            place.minorticks_off()
+            place.grid(color="0.9")
+            place.set_axisbelow(True)
+            place.spines[["top", "right"]].set_visible(False)
+    for row, label in enumerate(("time per meta-step (ms)", "peak memory of a meta-step (MiB)")):
+        grid[row][0].set_ylabel(label)
+    work = found["workload"]
+    figure.suptitle(
+        f"{work['images']} {work['ways']}-way {work['shots']}-shot, {work['tasks']} tasks, "
+        f"{work['steps']} inner steps, order {work['order']}, {work['filters']} filters, "
+        f"head {work['head']}; one of them varied\n"
+        f"{found['processor'] if found['device'] == 'cpu' else found['device']}, "
+        f"{found['threads']} threads",
+        fontsize=10,
+    )
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _lines(
+    place: Any, axis: str, points: list[dict[str, Any]], value: Callable[[Any], float]
+) -> None:
+    for index, name in enumerate(points[0]["contenders"]):
+        place.plot(
+            [point["workload"][axis] for point in points],
+            [value(point["contenders"][name]) for point in points],
+            label=name,
+            color=_COLOURS[index % len(_COLOURS)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            linestyle=_DASHES[index % len(_DASHES)],
+            markersize=5,
+        )
