@@ -8,7 +8,7 @@ loop differs as much from itself in float64. So
 - in float64, where that does not happen, all must agree on the workload's own tasks;
 - in float32, all must agree on one of several small draws on which the plain loop agrees with
   itself in float64: a right program meets no jump on some of them, and one that is wrong by more
-  than the tolerance is so on all.
+  than the tolerance is so on all. Where there are too few such draws, it stays undecided.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
 _TASKS = 3
 # In float32: tasks of a draw, draws that a contender may try, and those that are looked through.
 _FEW_TASKS = 2
-_DRAWS = 12
-_CANDIDATES = 200
+_DRAWS = 8
+_CANDIDATES = 40
 # Of the whole gradient's length; a parameter with a smaller share is measured by this share of it.
 _SMALL_SHARE = 0.01
 
@@ -72,8 +72,10 @@ def reference_run(case: Case) -> Run:
     return CONTENDERS[REFERENCE].build(replace(case, peers_channels_last=False))
 
 
-def check(contenders: Mapping[str, Contender], case: Case) -> dict[str, dict[str, float]]:
+def check(contenders: Mapping[str, Contender], case: Case) -> dict[str, dict[str, float | None]]:
     """Relative errors against the plain loop, by contender and by "float64" and "float32".
+
+    None where float32 cannot tell.
 
     Contenders of another precision than float32 are left out: see `cosine`.
 
@@ -85,12 +87,12 @@ def check(contenders: Mapping[str, Contender], case: Case) -> dict[str, dict[str
         exact.pop(REFERENCE, None)  # it would be compared with itself
     if not exact:
         return {}
-    errors = {}
+    errors: dict[str, dict[str, float | None]] = {}
     for dtype, compare in ((torch.float64, _float64), (torch.float32, _float32)):
         kind = str(dtype).removeprefix("torch.")
         errors[kind] = compare(exact, case)
         for name, error in errors[kind].items():
-            if not error <= TOLERANCES[dtype]:
+            if error is not None and not error <= TOLERANCES[dtype]:
                 raise RunError(
                     f"{name} computes another meta-gradient than {REFERENCE}",
                     why=f"{case.workload.name} in {kind}: the relative error is {error:.2g}, "
@@ -100,7 +102,7 @@ def check(contenders: Mapping[str, Contender], case: Case) -> dict[str, dict[str
     return {name: {kind: found[name] for kind, found in errors.items()} for name in exact}
 
 
-def _float64(contenders: Mapping[str, Contender], case: Case) -> dict[str, float]:
+def _float64(contenders: Mapping[str, Contender], case: Case) -> dict[str, float | None]:
     work = replace(case.workload, tasks=min(case.workload.tasks, _TASKS))
     case = replace(case, workload=work, dtype=torch.float64)
     reference = reference_run(case)()
@@ -110,24 +112,20 @@ def _float64(contenders: Mapping[str, Contender], case: Case) -> dict[str, float
     }
 
 
-def _float32(contenders: Mapping[str, Contender], case: Case) -> dict[str, float]:
+def _float32(contenders: Mapping[str, Contender], case: Case) -> dict[str, float | None]:
     """The smallest error of several draws of few tasks with one query per class."""
-    errors = dict.fromkeys(contenders, float("inf"))
+    errors, allowed = dict.fromkeys(contenders, float("inf")), TOLERANCES[torch.float32]
+    tried = 0
     for drawn, reference in islice(_steady(case), _DRAWS):
-        apart = [n for n, error in errors.items() if not error <= TOLERANCES[torch.float32]]
-        for name in apart:
+        tried += 1
+        for name in [name for name, error in errors.items() if not error <= allowed]:
             run = contenders[name].build(drawn)
             run()  # what is left over from one meta-step must not come into the next
             errors[name] = min(errors[name], relative_error(run(), reference))
-        if all(error <= TOLERANCES[torch.float32] for error in errors.values()):
-            return errors
-    if float("inf") in errors.values():
-        raise RunError(
-            f"{case.workload.name} has no gradient in float32 to compare",
-            why=f"of {_CANDIDATES} draws, rounding leaves none as it is in float64",
-            fix="a smaller inner rate in benchmarks/workloads.py",
-        )
-    return errors
+        if all(error <= allowed for error in errors.values()):
+            break
+    decided = tried == _DRAWS
+    return {n: error if decided or error <= allowed else None for n, error in errors.items()}
 
 
 def _steady(case: Case) -> Iterator[tuple[Case, Gradients]]:

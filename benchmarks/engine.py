@@ -41,6 +41,8 @@ from hidra_cli.errors import HidraError, UsageError
 from hidra_cli.files import write_atomically, write_json
 from hidra_cli.runs import environment
 
+_RATE_OF_CURVES = 0.01
+
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
 )
@@ -165,7 +167,10 @@ def _shown(name: str, row: Mapping[str, Any]) -> list[str]:
     slowest, fastest = row["speedup_minimum"], row["speedup_maximum"]
     gradient = f"cosine {row['timed_cosine']:.4f}"
     if row["precision"] == "float32":
-        gradient = " ".join(f"{error:.0e}" for error in (row["errors"] or {}).values())
+        gradient = " ".join(
+            "undecided" if error is None else f"{error:.0e}"
+            for error in (row["errors"] or {}).values()
+        )
     return [
         name,
         f"{middle:.4g} ({low:.4g}–{high:.4g})",
@@ -283,7 +288,8 @@ def curves(
     chosen = find_workloads([workload])
     if len(chosen) > 1:
         raise UsageError(f"{workload!r} is the name of {len(chosen)} workloads, curves vary one")
-    start = chosen[0]
+    # Many steps at a large rate lose the gradient in rounding; time does not depend on it.
+    start = replace(chosen[0], inner_lr=_RATE_OF_CURVES)
     found: dict[str, Any] = setup.described() | {"workload": asdict(start), "axes": {}}
     measured: dict[Workload, dict[str, Any]] = {}
     for axis, values in {"ways": ways, "steps": steps, "tasks": tasks}.items():
