@@ -21,7 +21,9 @@ from benchmarks.contenders import CONTENDERS, Contender, ours
 from benchmarks.measuring import interleaved, work_of
 from benchmarks.peers import Gradients, Run
 from benchmarks.workloads import CPU, WORKLOADS, Case, Workload, find_workloads
-from hidra_cli.engine.inner_loop import meta_gradient
+from hidra_cli.engine.inner_loop import InnerLoop, Outcome
+from hidra_cli.engine.strategies import Loop
+from hidra_cli.engine.tasks import TaskBatch
 from hidra_cli.errors import RunError, UsageError
 
 TINY = Workload(
@@ -60,7 +62,11 @@ def installed(name: str) -> Contender:
     return contender
 
 
-EXACT = [name for name, contender in CONTENDERS.items() if contender.precision == "float32"]
+EXACT = [
+    name
+    for name, contender in CONTENDERS.items()
+    if contender.precision == "float32" and not contender.on_request
+]
 
 
 @pytest.mark.parametrize("work", EVERY, ids=lambda work: work.name)
@@ -91,7 +97,7 @@ def test_the_gradients_that_are_compared_are_of_tasks_that_can_be_learned() -> N
 def test_bfloat16_has_the_direction_of_float32() -> None:
     case = Case(replace(TINY, steps=1))
     reference = CONTENDERS["plain"].build(case)()
-    for name in ("plain-bfloat16", "hidra-loop-bfloat16"):
+    for name in ("plain-bfloat16", "hidra-threads-bfloat16"):
         gradients = CONTENDERS[name].build(case)()
         assert agreement.cosine(gradients, reference) > 0.9
         assert relative_error(gradients, reference) > 1e-4, "it is float32, and would be exact"
@@ -102,16 +108,14 @@ def first_order(case: Case) -> Run:
     return CONTENDERS["plain"].build(replace(case, workload=replace(case.workload, order=1)))
 
 
-def coarse(case: Case) -> Run:
+class Coarse(Loop):
     """Right in float64, but of rounded weights in float32."""
 
-    def compute(*given: Any) -> Any:
-        if case.dtype == torch.float32:
-            for parameter in given[0].parameters():
+    def meta_gradient(self, batch: TaskBatch, inner: InnerLoop) -> Outcome:
+        if self.learner.dtype == torch.float32:
+            for parameter in self.learner.parameters():
                 parameter.data = parameter.data.bfloat16().float()
-        return meta_gradient(*given)
-
-    return ours(compute)(case)
+        return super().meta_gradient(batch, inner)
 
 
 def accumulating(case: Case) -> Run:
@@ -128,7 +132,7 @@ def accumulating(case: Case) -> Run:
 
 @pytest.mark.parametrize(
     ("build", "precision"),
-    [(first_order, "float64"), (coarse, "float32"), (accumulating, "float32")],
+    [(first_order, "float64"), (ours(Coarse), "float32"), (accumulating, "float32")],
 )
 def test_a_wrong_contender_is_named_with_its_error_and_nothing_is_timed(
     build: Any,
@@ -153,7 +157,7 @@ def test_float32_is_undecided_where_few_draws_are_left_and_none_agrees(
 ) -> None:
     """Of so few a right contender may meet a jump on all; float64 is held to all the same."""
     monkeypatch.setattr(agreement, "_CANDIDATES", agreement._DRAWS - 1)
-    errors = agreement.check({"coarse": Contender(coarse, "")}, Case(TINY))["coarse"]
+    errors = agreement.check({"coarse": Contender(ours(Coarse), "")}, Case(TINY))["coarse"]
     assert errors["float64"] == pytest.approx(0, abs=1e-12)
     assert errors["float32"] is None
 
@@ -174,7 +178,7 @@ def test_the_json_has_all_that_was_measured(
 ) -> None:
     big = torch.ones(2**28)  # 1 GiB of this process, which is none of the measured one's
     file = tmp_path / "all.json"
-    chosen = [f"--contender={name}" for name in ("plain", "hidra-loop-bfloat16")]
+    chosen = [f"--contender={name}" for name in ("plain", "hidra-threads-bfloat16")]
     flags: list[str | Path] = ["--repetitions=2", "--seed=5", "--threads=1", "--json", file]
     assert run("compare", "--workload", tiny, *chosen, *flags) == 0
     found = json.loads(file.read_text())
@@ -189,7 +193,7 @@ def test_the_json_has_all_that_was_measured(
     assert Workload(**work["workload"]) == TINY
     assert work["base"] == "plain", "without a library, the plain loop is the measure"
     assert set(work["matrix_rates"]) == {"float32", "bfloat16"}
-    assert list(work["contenders"]) == ["plain", "hidra-loop-bfloat16"]
+    assert list(work["contenders"]) == ["plain", "hidra-threads-bfloat16"]
     for row in work["contenders"].values():
         assert len(row["seconds"]) == 2
         assert row["minimum"] <= row["median"] <= row["maximum"]
@@ -206,7 +210,7 @@ def test_the_json_has_all_that_was_measured(
     assert 0.5 < other["timed_cosine"] < 1
     out, _ = capfd.readouterr()
     assert tiny in out
-    assert "hidra-loop-bfloat16" in out
+    assert "hidra-threads-bfloat16" in out
 
 
 def test_curves_are_drawn_over_ways_steps_and_tasks(tiny: str, tmp_path: Path) -> None:
