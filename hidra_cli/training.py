@@ -211,6 +211,14 @@ class MetaTrainer:
             )
         return inner
 
+    @property
+    def heaviest_inner(self) -> InnerLoop:
+        """The inner loop of the steps that take the most memory."""
+        steps = self.inner.steps
+        if not self.settings.outer.multi_step or steps < 2:
+            return self.inner
+        return replace(self.inner, shares=(0.0, *[1 / steps] * steps))
+
     def step(self, shape: tuple[int, int] | None = None) -> Step:
         """One outer step. One that is not finite changes nothing but the counters.
 

@@ -185,7 +185,7 @@ def meta_train(
     runs_dir: common.RunsDir = None,
     cache_dir: common.CacheDir = None,
     dry_run: Annotated[
-        bool, _option("Run", "Check everything, take one outer step, write nothing.")
+        bool, _option("Run", "Check everything, tell the memory, take outer steps, write nothing.")
     ] = False,
     print_config: Annotated[
         bool, _option("Run", "Show each setting, its value and where it came from, and stop.")
@@ -312,7 +312,9 @@ def _train(
         console.warn(f"--strategy {trainer.strategy.name}: {trainer.choice.why}")
     test_episodes = _test_episodes(trainer, console)
     if dry_run:
-        _dry_run(trainer, console)
+        from hidra_cli.commands.dry_run import dry_run as try_out
+
+        try_out(trainer, console)
         return
     if resumed is None:
         run = create_run(runs_dir, name, settings)
@@ -447,35 +449,3 @@ def _test(
         ],
     )
     return cells
-
-
-def _dry_run(trainer: MetaTrainer, console: Console) -> None:
-    """An outer step at the most ways and shots: parameters, memory and speed."""
-    import time
-
-    from hidra_cli.engine.devices import peak_memory
-
-    tasks = trainer.settings.tasks
-    largest = max(tasks.ways), max(tasks.shots)
-    trainer.step(largest)  # the first step pays for warming up
-    begun = time.monotonic()
-    step = trainer.step(largest)
-    rate = trainer.settings.outer.meta_batch / (time.monotonic() - begun)
-    count = sum(p.numel() for p in trainer.learner.parameters())
-    memory = peak_memory(trainer.device) / 1e6
-    console.print("everything fits: plugins, data and every episode were checked")
-    console.print(f"meta-parameters  {count:,}")
-    console.print(f"peak memory      {memory:,.0f} MB ({trainer.device})")
-    console.print(f"strategy         {trainer.strategy.name}")
-    console.print(f"speed            {rate:.1f} tasks/s at {step.ways} ways, {step.shots} shots")
-    console.result(
-        {
-            "meta_parameters": count,
-            "peak_memory_mb": round(memory),
-            "strategy": trainer.strategy.name,
-            "tasks_per_second": round(rate, 2),
-            "ways": step.ways,
-            "shots": step.shots,
-            "loss": step.outcome.loss,
-        }
-    )

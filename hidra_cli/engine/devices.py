@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -51,6 +52,12 @@ def keep_freed_memory() -> bool:
     return all(done)
 
 
+def give_back_freed_memory() -> None:
+    """Give the system what glibc has kept of freed blocks."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held: on the device, or of the host for the CPU."""
     if device.type == "cuda":
@@ -61,6 +68,23 @@ def peak_memory(device: torch.device) -> int:
         return 0
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else held * 1024
+
+
+def held_memory(device: torch.device) -> int:
+    """The bytes this process holds now: on the device, or of the host for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        with open("/proc/self/statm", encoding="ascii") as pages:  # noqa: PTH123 (no disk)
+            return int(pages.read().split()[1]) * mmap.PAGESIZE
+    except (OSError, ValueError, IndexError):  # not Linux: what it has held at most
+        return peak_memory(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin anew with `peak_memory`, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 @contextmanager
