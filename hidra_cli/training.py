@@ -28,7 +28,7 @@ from hidra_cli.checkpoints import (
 from hidra_cli.components import build_learner, check_head_can, check_problem, used_plugins
 from hidra_cli.console import Advance, Console
 from hidra_cli.contracts import check_learner
-from hidra_cli.engine.devices import keep_freed_memory, memory_errors
+from hidra_cli.engine.devices import choose_float32, keep_freed_memory, memory_errors
 from hidra_cli.engine.inner_loop import InnerLoop, Outcome
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.strategies import choose
@@ -143,6 +143,7 @@ class MetaTrainer:
         self.learner: Learner = learner.to(device)
         keep_freed_memory()
         run = settings.run
+        choose_float32(run.precision, device)
         self.choice = choose(
             run.strategy,
             self.learner,

@@ -148,7 +148,9 @@ def meta_train(
     ] = None,
     seed: Annotated[str | None, _option("Run", "One seed for all random streams. [0]")] = None,
     device: common.Device = None,
-    precision: Annotated[str | None, _option("Run", "float32 or bfloat16. [float32]")] = None,
+    precision: Annotated[
+        str | None, _option("Run", "float32, tf32 (of a GPU) or bfloat16. [float32]")
+    ] = None,
     strategy: Annotated[
         str | None,
         _option("Run", "Of tasks: auto, loop, threads (one per core), batched, compiled. [auto]"),
@@ -295,7 +297,7 @@ def _train(
     stack: contextlib.ExitStack,
 ) -> None:
     from hidra_cli.components import check_head_can
-    from hidra_cli.engine.devices import resolve_device
+    from hidra_cli.engine.devices import has_tf32, resolve_device
     from hidra_cli.runs import create_run, owning
     from hidra_cli.tensorboard import check_log
     from hidra_cli.training import MetaTrainer
@@ -308,6 +310,8 @@ def _train(
     trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None)
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    if settings.run.precision == "tf32" and not has_tf32(device):
+        console.note(f"--precision tf32: {device} has no TF32, it is float32 in full there")
     if trainer.choice.why:
         console.warn(f"--strategy {trainer.strategy.name}: {trainer.choice.why}")
     test_episodes = _test_episodes(trainer, console)

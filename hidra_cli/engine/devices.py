@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -31,6 +32,26 @@ def resolve_device(name: str) -> torch.device:
             fix="--device cpu, or --device auto to take what there is",
         ) from exc
     return device
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether matrix products of float32 can be taken in TF32 (10 bits of mantissa) there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def choose_float32(precision: str, device: torch.device) -> None:
+    """Let float32 products and convolutions on CUDA be TF32, or float32 in full, in this process.
+
+    PyTorch's own default is TF32 for convolutions alone. These two switches, of all there are, are
+    those that `torch.compile` can read after they were set.
+    """
+    if device.type != "cuda":
+        return
+    tf32 = precision == "tf32"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of some versions: that the second has a successor
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 # Of glibc's mallopt: keep up to 2 GB of freed memory, and take no allocation from the system alone.

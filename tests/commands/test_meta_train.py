@@ -160,3 +160,24 @@ def test_a_dry_run_tells_the_memory_that_the_step_takes(
     assert told["tasks_at_once"] == (2 if "--micro-batch=2" in flags else 1)
     assert taken > 40, "large enough to be told from noise"
     assert 0.6 < told["total"] / taken < 1.7, (told, taken)
+
+
+def test_tf32_is_float32_where_there_is_none_and_says_so(
+    hidra: Hidra, cache_dir: Path, tmp_path: Path
+) -> None:
+    told = {}
+    for precision in ("float32", "tf32"):
+        done = hidra(
+            "meta-train", *TINY_RUN, "--ways=2-4", "--iterations=2", f"--precision={precision}",
+            "--device=cpu", "--name", precision, "--cache-dir", cache_dir, "--runs-dir", tmp_path,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        told[precision] = done.err
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in told]
+    columns = [[row.split(",")[:6] for row in run] for run in rows]  # those without a clock
+    assert columns[0] == columns[1]
+    assert "cpu has no TF32" in told["tf32"]
+    assert "TF32" not in told["float32"]
+    tested = hidra("evaluate", tmp_path / "tf32", "--ways=3", "--episodes=4", "--queries=3",
+                   "--cache-dir", cache_dir)  # fmt: skip
+    assert tested.code == 0, tested.err
