@@ -11,6 +11,8 @@ import typer
 from hidra_cli.commands import common, completing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hidra_cli.console import Console
     from hidra_cli.resuming import Resumed
     from hidra_cli.runs import RunDir
@@ -395,7 +397,7 @@ def _record_start(
     from hidra_cli.files import write_atomically, write_json
     from hidra_cli.runs import environment, read_json
 
-    now = environment(trainer.device, trainer.plugins)
+    now = environment(trainer.device, trainer.plugins) | {"strategy": trainer.strategy.name}
     facts = now | {"dataset": dict(trainer.data.attributes)}
     if resumed is None:
         console.note(f"run {run.path}")
@@ -405,16 +407,38 @@ def _record_start(
             console.warn(warning)
         write_atomically(run.config, trainer.settings.to_toml().encode())
         before = read_json(run.environment) or facts
-        if before.get("threads") != now["threads"]:
-            console.warn(
-                f"the run was begun with {before.get('threads')} threads, now there are "
-                f"{now['threads']}: it is the same but for rounding (OMP_NUM_THREADS sets them)"
-            )
         earlier = before.get("resumed")
         again = earlier if isinstance(earlier, list) else []
+        last = next((entry for entry in reversed(again) if isinstance(entry, dict)), before)
+        if change := _changed_rounding(last, now):
+            console.warn(f"{change}: from here on it is the same but for rounding")
         facts = before | {"resumed": [*again, now | {"after_iteration": trainer.iteration}]}
     write_json(run.environment, facts)
     return facts
+
+
+def _changed_rounding(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What makes the sums of a resumed run come in another order; "" where nothing does.
+
+    A task on a thread of its own is computed as it is by the loop where that has one thread.
+    """
+
+    def order(facts: Mapping[str, Any]) -> tuple[str, Any]:
+        strategy, threads = facts.get("strategy"), facts.get("threads")
+        one = strategy == "threads" or (strategy == "loop" and threads == 1)
+        return ("a task per thread", 1) if one else (str(strategy), threads)
+
+    if "strategy" not in before:  # of an earlier version
+        before = {**before, "strategy": "loop"}
+    if order(before) != order(now):
+        return (
+            f"the run was at work with {before.get('threads')} threads and --strategy "
+            f"{before.get('strategy')}, now with {now['threads']} and {now['strategy']} "
+            "(OMP_NUM_THREADS sets the threads)"
+        )
+    if before.get("kernels", False) != now["kernels"]:
+        return "the compiled kernels are " + ("here now" if now["kernels"] else "no longer here")
+    return ""
 
 
 def _test(
