@@ -19,7 +19,7 @@ from hidra_cli.checkpoints import (
     save_checkpoint,
 )
 from hidra_cli.engine import losses
-from hidra_cli.engine.devices import memory_errors
+from hidra_cli.engine.devices import choose_float32, memory_errors
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.normalization import EpisodeNorm, reads_support
 from hidra_cli.engine.tasks import Task
@@ -56,6 +56,7 @@ class Classifier:
     def to(self, device: torch.device) -> Classifier:
         """This classifier on a device."""
         learner = self.learner.to(device)
+        choose_float32(learner.precision, device)
         head = {name: value.to(device) for name, value in self.weights.head.items()}
         return replace(self, learner=learner, weights=Weights(_body(learner), head))
 
@@ -204,6 +205,7 @@ def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, Kept]:
     if labels.dtype != torch.int64 or set(labels.tolist()) != set(range(len(classes))):
         raise incomplete(checkpoint, ValueError("its labels are not those of its classes"))
     kept = Kept(images.float().div(255).to(device), labels.to(device), classes)
+    choose_float32(settings.run.precision, device)
     model = TrainedModel(
         path.stem, path, settings, learner.to(device), shape, max_ways, checkpoint.meta,
         checkpoint.meta["steps"],

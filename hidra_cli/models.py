@@ -21,7 +21,7 @@ from hidra_cli.checkpoints import (
     restore_error,
 )
 from hidra_cli.components import build_learner, fixed_ways_error
-from hidra_cli.engine.devices import keep_freed_memory
+from hidra_cli.engine.devices import choose_float32, keep_freed_memory
 from hidra_cli.engine.inner_loop import InnerLoop
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.normalization import Mode
@@ -73,6 +73,7 @@ class TrainedModel:
             )
 
     def scores(self, batch: TaskBatch, *, every_step: bool) -> list[list[float]]:
+        choose_float32(self.learner.precision, self.learner.device)  # others may differ
         return self._strategy.scores(batch, self.inner, self.steps, every_step=every_step)
 
     @cached_property
@@ -118,6 +119,7 @@ def load_model(
     checkpoint = load_checkpoint(path)
     check_entries(checkpoint, iteration=int, dataset_hash=str, invert=bool)
     settings, image_shape, max_ways, learner = restore_learner(checkpoint, normalization)
+    choose_float32(settings.run.precision, device)
     of_run = path.parent.name == "checkpoints"
     name = f"{path.parents[1].name}/{path.stem}" if of_run else path.stem
     name = chosen.name if chosen.is_dir() else name

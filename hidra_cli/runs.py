@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from hidra_cli import __version__
+from hidra_cli.engine import kernels
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.files import LEFTOVER, remove_leftovers, write_atomically, writing_to
 from hidra_cli.settings import Settings, format_numbers
@@ -349,6 +350,8 @@ def environment(
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": processes,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": kernels.compiled(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),

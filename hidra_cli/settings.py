@@ -220,11 +220,15 @@ class RunSettings(_Section):
     as one function, compiled for each shape of tasks; "auto" is "threads" on a CPU and "batched" on
     a GPU. The latter two take `micro_batch` tasks at once (0: all). `graphs` "recompute" keeps one
     inner step's graph at a time, and computes every step twice: memory no longer grows with steps.
+
+    `precision` "bfloat16" computes layers in half the bits, weights and sums in float32; "tf32"
+    takes float32 products and convolutions on a GPU with ten bits of mantissa, and is float32
+    elsewhere.
     """
 
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     strategy: Literal["auto", "loop", "threads", "batched", "compiled"] = "auto"
     micro_batch: int = Field(0, ge=0, le=100_000)
     graphs: Literal["keep", "recompute"] = "keep"

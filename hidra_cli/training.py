@@ -29,7 +29,7 @@ from hidra_cli.checkpoints import (
 from hidra_cli.components import build_learner, check_head_can, check_problem, used_plugins
 from hidra_cli.console import Advance, Console
 from hidra_cli.contracts import check_learner
-from hidra_cli.engine.devices import keep_freed_memory, memory_errors
+from hidra_cli.engine.devices import choose_float32, keep_freed_memory, memory_errors
 from hidra_cli.engine.inner_loop import InnerLoop, Outcome
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.strategies import choose
@@ -152,6 +152,7 @@ class MetaTrainer:
         self.learner: Learner = learner.to(device)
         keep_freed_memory()
         run = settings.run
+        choose_float32(run.precision, device)
         self.choice = choose(
             run.strategy,
             self.learner,
@@ -219,6 +220,14 @@ class MetaTrainer:
                 inner, shares=(0.0, *[earlier] * (steps - 1), 1 - earlier * (steps - 1))
             )
         return inner
+
+    @property
+    def heaviest_inner(self) -> InnerLoop:
+        """The inner loop of the steps that take the most memory."""
+        steps = self.inner.steps
+        if not self.settings.outer.multi_step or steps < 2:
+            return self.inner
+        return replace(self.inner, shares=(0.0, *[1 / steps] * steps))
 
     def step(self, shape: tuple[int, int] | None = None) -> Step:
         """One outer step. One that is not finite changes nothing but the counters.

@@ -38,6 +38,9 @@ def info(
         *([name, version] for name, version in facts["packages"].items()),
         ["platform", facts["platform"]],
         ["processor", f"{facts['processor']}, {facts['cores']} cores"],
+        ["threads", f"{facts['threads']} (OMP_NUM_THREADS sets them)"],
+        ["CPU capability", facts["cpu_capability"]],
+        ["compiled kernels", "yes" if facts["kernels"] else "no: training on the CPU is slower"],
         ["CUDA devices", ", ".join(cuda) or "none"],
         ["cache", str(cache)],
         ["runs", str(runs)],
@@ -46,6 +49,13 @@ def info(
         *(["prepared", f"{path.name} ({_megabytes(path)})"] for path in stores),
     ]
     console.table("hidra", ["what", "value"], rows, left=2)
+    if not facts["kernels"]:
+        console.note(
+            "compiled kernels: normalization and pooling as one pass on the CPU. They are built at "
+            "installation where there is a C++ compiler: install one (g++ or clang++; Xcode's "
+            "tools; Visual Studio's), then install hidra again (pip install --force-reinstall "
+            "--no-deps .)"
+        )
     console.result(
         {
             "hidra-cli": facts["hidra-cli"],
@@ -54,6 +64,9 @@ def info(
             "platform": facts["platform"],
             "processor": facts["processor"],
             "cores": facts["cores"],
+            "threads": facts["threads"],
+            "cpu_capability": facts["cpu_capability"],
+            "kernels": facts["kernels"],
             "cuda": cuda,
             "cache": str(cache),
             "runs": str(runs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from hidra_cli.commands import common, completing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hidra_cli.console import Console
     from hidra_cli.resuming import Resumed
     from hidra_cli.runs import RunDir
@@ -149,7 +152,9 @@ def meta_train(
     ] = None,
     seed: Annotated[str | None, _option("Run", "One seed for all random streams. [0]")] = None,
     device: common.Device = None,
-    precision: Annotated[str | None, _option("Run", "float32 or bfloat16. [float32]")] = None,
+    precision: Annotated[
+        str | None, _option("Run", "float32, tf32 (of a GPU) or bfloat16. [float32]")
+    ] = None,
     strategy: Annotated[
         str | None,
         _option("Run", "Of tasks: auto, loop, threads (one per core), batched, compiled. [auto]"),
@@ -186,7 +191,7 @@ def meta_train(
     runs_dir: common.RunsDir = None,
     cache_dir: common.CacheDir = None,
     dry_run: Annotated[
-        bool, _option("Run", "Check everything, take one outer step, write nothing.")
+        bool, _option("Run", "Check everything, tell the memory, take outer steps, write nothing.")
     ] = False,
     print_config: Annotated[
         bool, _option("Run", "Show each setting, its value and where it came from, and stop.")
@@ -297,6 +302,7 @@ def _train(
     stack: contextlib.ExitStack,
 ) -> None:
     from hidra_cli.components import check_head_can
+    from hidra_cli.engine.devices import has_tf32
     from hidra_cli.tensorboard import check_log
     from hidra_cli.training import MetaTrainer
 
@@ -310,11 +316,15 @@ def _train(
         trainer.restore(checkpoint)
     world.check_same("settings and data", f"{settings.to_toml()}\n{data.content_hash}")
     world.check_same("checkpoint", str(trainer.iteration))
+    if settings.run.precision == "tf32" and not has_tf32(device):
+        console.note(f"--precision tf32: {device} has no TF32, it is float32 in full there")
     if trainer.choice.why:
         console.warn(f"--strategy {trainer.strategy.name}: {trainer.choice.why}")
     test_episodes = _test_episodes(trainer, console)
     if dry_run:
-        _dry_run(trainer, console)
+        from hidra_cli.commands.dry_run import dry_run as try_out
+
+        try_out(trainer, console)
         return
     run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, world, stack)
     with console.logging_to(run.log):
@@ -406,7 +416,8 @@ def _record_start(
     from hidra_cli.files import write_atomically, write_json
     from hidra_cli.runs import environment, read_json
 
-    now = environment(trainer.device, trainer.plugins, trainer.world.size)
+    facts = environment(trainer.device, trainer.plugins, trainer.world.size)
+    now = facts | {"strategy": trainer.strategy.name}
     facts = now | {"dataset": dict(trainer.data.attributes)}
     if resumed is None:
         console.note(f"run {run.path}")
@@ -416,18 +427,40 @@ def _record_start(
             console.warn(warning)
         write_atomically(run.config, trainer.settings.to_toml().encode())
         before = read_json(run.environment) or facts
-        then = before.get("threads"), before.get("processes", 1)
-        if then != (now["threads"], now["processes"]):
-            console.warn(
-                f"the run was begun with {then[0]} threads in each of {then[1]} processes, now "
-                f"there are {now['threads']} in each of {now['processes']}: it is the same but for "
-                "rounding (OMP_NUM_THREADS sets threads)"
-            )
         earlier = before.get("resumed")
         again = earlier if isinstance(earlier, list) else []
+        last = next((entry for entry in reversed(again) if isinstance(entry, dict)), before)
+        if change := _changed_rounding(last, now, trainer.settings.outer.meta_batch):
+            console.warn(f"{change}: from here on it is the same but for rounding")
         facts = before | {"resumed": [*again, now | {"after_iteration": trainer.iteration}]}
     write_json(run.environment, facts)
     return facts
+
+
+def _changed_rounding(before: Mapping[str, Any], now: Mapping[str, Any], meta_batch: int) -> str:
+    """What makes the sums of a resumed run come in another order; "" where nothing does.
+
+    A task on a thread of its own is computed as it is by the loop where that has one thread.
+    """
+
+    def order(facts: Mapping[str, Any]) -> tuple[str, int, int]:
+        strategy, threads = str(facts.get("strategy", "loop")), int(facts.get("threads") or 1)
+        processes = int(facts.get("processes", 1))
+        if strategy == "threads":
+            at_once = min(threads, math.ceil(meta_batch / processes))
+            return "loop", threads // at_once, processes
+        return strategy, threads, processes
+
+    if order(before) != order(now):
+        then, here = (
+            f"{facts.get('processes', 1)} process(es) of {facts.get('threads')} threads and "
+            f"--strategy {facts.get('strategy', 'loop')}"
+            for facts in (before, now)
+        )
+        return f"the run was at work with {then}, now with {here} (OMP_NUM_THREADS sets threads)"
+    if before.get("kernels", False) != now["kernels"]:
+        return "the compiled kernels are " + ("here now" if now["kernels"] else "no longer here")
+    return ""
 
 
 def _test(
@@ -468,35 +501,3 @@ def _test(
         ],
     )
     return cells
-
-
-def _dry_run(trainer: MetaTrainer, console: Console) -> None:
-    """An outer step at the most ways and shots: parameters, memory and speed."""
-    import time
-
-    from hidra_cli.engine.devices import peak_memory
-
-    tasks = trainer.settings.tasks
-    largest = max(tasks.ways), max(tasks.shots)
-    trainer.step(largest)  # the first step pays for warming up
-    begun = time.monotonic()
-    step = trainer.step(largest)
-    rate = trainer.settings.outer.meta_batch / (time.monotonic() - begun)
-    count = sum(p.numel() for p in trainer.learner.parameters())
-    memory = peak_memory(trainer.device) / 1e6
-    console.print("everything fits: plugins, data and every episode were checked")
-    console.print(f"meta-parameters  {count:,}")
-    console.print(f"peak memory      {memory:,.0f} MB ({trainer.device})")
-    console.print(f"strategy         {trainer.strategy.name}")
-    console.print(f"speed            {rate:.1f} tasks/s at {step.ways} ways, {step.shots} shots")
-    console.result(
-        {
-            "meta_parameters": count,
-            "peak_memory_mb": round(memory),
-            "strategy": trainer.strategy.name,
-            "tasks_per_second": round(rate, 2),
-            "ways": step.ways,
-            "shots": step.shots,
-            "loss": step.outcome.loss,
-        }
-    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -40,6 +42,26 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
     return device
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Whether matrix products of float32 can be taken in TF32 (10 bits of mantissa) there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def choose_float32(precision: str, device: torch.device) -> None:
+    """Let float32 products and convolutions on CUDA be TF32, or float32 in full, in this process.
+
+    PyTorch's own default is TF32 for convolutions alone. These two switches, of all there are, are
+    those that `torch.compile` can read after they were set.
+    """
+    if device.type != "cuda":
+        return
+    tf32 = precision == "tf32"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of some versions: that the second has a successor
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
 # Of glibc's mallopt: keep up to 2 GB of freed memory, and take no allocation from the system alone.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST_KEPT, _LARGEST = 2**31 - 1, 2**30
@@ -64,6 +86,12 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
+def give_back_freed_memory() -> None:
+    """Give the system what glibc has kept of freed blocks."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held: on the device, or of the host for the CPU."""
     if device.type == "cuda":
@@ -74,6 +102,23 @@ def peak_memory(device: torch.device) -> int:
         return 0
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else held * 1024
+
+
+def held_memory(device: torch.device) -> int:
+    """The bytes this process holds now: on the device, or of the host for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        with open("/proc/self/statm", encoding="ascii") as pages:  # noqa: PTH123 (no disk)
+            return int(pages.read().split()[1]) * mmap.PAGESIZE
+    except (OSError, ValueError, IndexError):  # not Linux: what it has held at most
+        return peak_memory(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin anew with `peak_memory`, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 @contextmanager

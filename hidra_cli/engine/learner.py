@@ -18,7 +18,7 @@ from hidra_cli.engine.normalization import Episode, Mode, adapting, full_precisi
 from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.tasks import Task
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Learner(nn.Module):
         head: features → logits, and the starting weights of a task.
         episode: the state that the backbone's normalization layers share.
         normalization: the mode those layers were built for.
-        precision: "bfloat16" runs forward passes under autocast; weights stay float32.
+        precision: "bfloat16" runs forward passes under autocast; weights stay float32. "tf32" is
+            float32 here: how its products are taken is a state of the process
+            (`devices.choose_float32`).
         loss: what the outputs are fitted to, within a task and over tasks.
         rates: inner rates that are learned; None where they are given.
     """
@@ -139,7 +141,7 @@ class Learner(nn.Module):
         return full_precision(logits)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "float32":
+        if self.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

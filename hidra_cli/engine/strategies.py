@@ -67,6 +67,10 @@ class Strategy(ABC):
     ) -> list[list[float]]:
         """For each task the query score after S steps; or before and after each, S + 1 numbers."""
 
+    def tasks_at_once(self, tasks: int) -> int:
+        """How many of T tasks are in memory together."""
+        return 1
+
     def meta_gradient(self, batch: TaskBatch, inner: InnerLoop) -> Outcome:
         """Add the gradient of the mean query loss over T tasks to the meta-parameters' `.grad`."""
         parameters = list(self.learner.parameters())
@@ -123,6 +127,9 @@ class Threads(Strategy):
         self.workers = workers or torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.workers, "task")
 
+    def tasks_at_once(self, tasks: int) -> int:
+        return min(self.workers, tasks)
+
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
         again = self.recompute
         work = partial(_gradients, inner=inner, of=len(batch), recompute=again)
@@ -169,6 +176,9 @@ class Batched(Strategy):
     """
 
     name = "batched"
+
+    def tasks_at_once(self, tasks: int) -> int:
+        return min(self.micro_batch or tasks, tasks)
 
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
         learner = StackedLearner(self.learner)

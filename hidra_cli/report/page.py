@@ -206,6 +206,10 @@ def _environments(report: Report) -> list[Html]:
     return section("Versions, hardware and data", *_per_run("entries", found))
 
 
+def _yes_or_no(value: Any) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else ""
+
+
 def _per_run(what: str, found: Mapping[str, Mapping[str, str]]) -> list[Html]:
     """A table to open, of keys and the value that each run has for them."""
     keys = list(dict.fromkeys(key for rows in found.values() for key in rows))
@@ -236,6 +240,8 @@ def _environment(found: Mapping[str, Any]) -> dict[str, str]:
         "command": clipped(" ".join(said)),
         **{key: words(found.get(key)) for key in ("started", "platform", "processor", "device")},
         "threads": str(whole(found.get("threads"), 10**6) or ""),
+        **{key: words(found.get(key)) for key in ("cpu_capability", "strategy")},
+        "compiled kernels": _yes_or_no(found.get("kernels")),
         "hidra-cli": words(found.get("hidra-cli")),
         "python": words(found.get("python")),
         **{name: words(version) for name, version in mapping(found.get("packages")).items()},

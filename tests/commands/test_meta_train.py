@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -128,3 +131,53 @@ def test_the_final_table_is_checked_before_the_run(
     assert not (tmp_path / "runs").exists()
     few = ["--iterations=1", "--validation-episodes=2", "--test-episodes=0"]
     assert hidra("meta-train", "--dataset=folder", *own, *model, *few, "-q").code == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--strategy=loop", "--steps=5"],
+        ["--strategy=threads", "--steps=5", "--graphs=recompute"],
+        ["--strategy=loop", "--steps=2", "--order=1", "--head=maml"],
+        ["--strategy=batched", "--steps=1", "--micro-batch=2"],
+    ],
+    ids=" ".join,
+)
+def test_a_dry_run_tells_the_memory_that_the_step_takes(
+    flags: list[str], cache_dir: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, whose peak is that of the step."""
+    command = [
+        sys.executable, "-m", "hidra_cli.app", "meta-train", *TINY_DATA, "--bb-opt=filters=128",
+        "--ways=10", "--queries=7", "--meta-batch=3", "--dry-run", "--json", *flags,
+        "--cache-dir", str(cache_dir), "--runs-dir", str(tmp_path),
+    ]  # fmt: skip
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    told, taken = found["memory_estimate_mb"], found["memory_mb"]
+    assert told["tasks_at_once"] == (2 if "--micro-batch=2" in flags else 1)
+    assert taken > 40, "large enough to be told from noise"
+    assert 0.6 < told["total"] / taken < 1.7, (told, taken)
+
+
+def test_tf32_is_float32_where_there_is_none_and_says_so(
+    hidra: Hidra, cache_dir: Path, tmp_path: Path
+) -> None:
+    told = {}
+    for precision in ("float32", "tf32"):
+        done = hidra(
+            "meta-train", *TINY_RUN, "--ways=2-4", "--iterations=2", f"--precision={precision}",
+            "--device=cpu", "--name", precision, "--cache-dir", cache_dir, "--runs-dir", tmp_path,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        told[precision] = done.err
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in told]
+    columns = [[row.split(",")[:6] for row in run] for run in rows]  # those without a clock
+    assert columns[0] == columns[1]
+    assert "cpu has no TF32" in told["tf32"]
+    assert "TF32" not in told["float32"]
+    tested = hidra("evaluate", tmp_path / "tf32", "--ways=3", "--episodes=4", "--queries=3",
+                   "--cache-dir", cache_dir)  # fmt: skip
+    assert tested.code == 0, tested.err

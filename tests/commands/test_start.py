@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from hidra_cli import __version__
+from hidra_cli.engine import kernels
 
 from ..conftest import Hidra
 
@@ -108,3 +113,26 @@ def test_plugins_show_tells_options_with_types_and_defaults(hidra: Hidra) -> Non
     text = hidra("plugins", "show", "backbone:conv4").out
     assert "filters" in text
     assert "64" in text
+
+
+def test_info_says_whether_the_kernels_are_there_and_how_to_get_them(
+    hidra: Hidra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = hidra("info", "--json", "--cache-dir", tmp_path).json
+    assert facts["kernels"] == kernels.compiled()
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    find = importlib.util.find_spec
+
+    def as_not_built(name: str) -> Any:
+        return None if "_kernels" in name else find(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", as_not_built)
+    kernels._library.cache_clear()
+    try:
+        done = hidra("info", "--cache-dir", tmp_path)
+        assert not hidra("info", "--json", "--cache-dir", tmp_path).json["kernels"]
+    finally:
+        kernels._library.cache_clear()
+    assert re.search(r"compiled kernels\W+no", done.out)
+    assert "C++ compiler" in done.err

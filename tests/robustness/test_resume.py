@@ -16,6 +16,7 @@ from torch import nn
 
 from hidra_cli.checkpoints import load_checkpoint
 from hidra_cli.console import Console
+from hidra_cli.engine import kernels
 from hidra_cli.errors import DataError
 from hidra_cli.runs import RunDir, create_run, owning
 from hidra_cli.store.reader import PreparedImages
@@ -289,13 +290,50 @@ def test_other_images_are_refused(tiny_images: PreparedImages, place: Place) -> 
         MetaTrainer(settings_of(), other, CPU).restore(checkpoint)
 
 
-def test_another_number_of_threads_is_told_of(place: Place) -> None:
-    run = place.train("mine", 3)
+@pytest.mark.parametrize(
+    ("began", "now", "told"),
+    [
+        ({"strategy": "threads", "threads": 77}, "threads", ""),  # the same on any number
+        ({"strategy": "loop", "threads": 77}, "loop", "77 threads"),
+        ({"strategy": "loop", "threads": 1}, "threads", ""),
+        ({"strategy": "threads"}, "batched", "--strategy threads, now"),
+        ({"strategy": "batched"}, "batched", ""),
+        ({"strategy": "batched", "threads": 77}, "batched", "77 threads"),
+        ({"strategy": "threads", "kernels": not kernels.compiled()}, "threads", "compiled kernels"),
+        ({"strategy": "loop", "resumed": [{"strategy": "threads"}]}, "threads", ""),
+    ],
+)
+def test_what_changes_the_rounding_is_told_and_nothing_else(
+    place: Place, began: dict[str, Any], now: str, told: str
+) -> None:
+    run = place.train("mine", 1)
     facts = RunResult.of(run.environment.read_bytes())
-    run.environment.write_text(json.dumps(facts | {"threads": 77}))
-    done = place.resume("mine", "--iterations=4")
+    for entry in began.get("resumed", []):
+        entry |= {"kernels": facts["kernels"], "threads": facts["threads"]}
+    run.environment.write_text(json.dumps(facts | began))
+    done = place.resume("mine", "--iterations=2", f"--strategy={now}")
     assert done.code == 0
-    assert "77 threads" in done.err
+    warned = [line for line in done.err.splitlines() if "the same but for rounding" in line]
+    assert len(warned) == bool(told)
+    assert told in "".join(warned)
+    last = RunResult.of(run.environment.read_bytes())["resumed"][-1]
+    assert (last["strategy"], last["kernels"]) == (now, kernels.compiled())
+
+
+def test_threads_and_a_loop_of_one_are_the_same_run(place: Place) -> None:
+    """Which is why no warning is due between them: bit for bit, in either order."""
+    at_once = place.train("whole", 4, "--strategy=threads")
+    place.train("mine", 2, "--strategy=threads")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert place.resume("mine", "--iterations=4", "--strategy=loop").code == 0
+    finally:
+        torch.set_num_threads(before)
+    runs = (RunDir(place.runs / "mine"), at_once)
+    ours, theirs = (load_checkpoint(run.last).tensors for run in runs)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_what_was_resumed_where_is_recorded(place: Place) -> None:

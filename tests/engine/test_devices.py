@@ -1,0 +1,65 @@
+"""What is a state of the process: how float32 products are taken; memory held and given back."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from hidra_cli.engine.devices import (
+    choose_float32,
+    give_back_freed_memory,
+    has_tf32,
+    held_memory,
+    keep_freed_memory,
+    peak_memory,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def _switches_restored() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def switches() -> tuple[str, bool, bool]:
+    """Of products, then of both as a compiler reads them; it raises where they contradict."""
+    return (
+        torch.get_float32_matmul_precision(),
+        torch._C._get_cublas_allow_tf32(),
+        torch._C._get_cudnn_allow_tf32(),
+    )
+
+
+@pytest.mark.usefixtures("_switches_restored")
+def test_float32_is_float32_in_full_on_a_gpu_unless_tf32_is_asked_for() -> None:
+    cuda = torch.device("cuda")  # the switches are there without one
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose_float32("tf32", cuda)
+        assert switches() == ("high", True, True)
+        choose_float32("float32", cuda)
+        assert switches() == ("highest", False, False)
+        choose_float32("tf32", CPU)
+        assert switches() == ("highest", False, False), "they touch products on a CPU too"
+    assert not has_tf32(CPU)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is held is read from /proc")
+def test_what_is_held_follows_what_is_allocated_and_given_back() -> None:
+    keep_freed_memory()
+    before = held_memory(CPU)
+    large = [torch.ones(2**18) for _ in range(64)]  # of 1 MB each
+    held = held_memory(CPU)
+    assert held - before > 55e6
+    assert peak_memory(CPU) >= held - 5e6, "the system counts in steps"
+    large.clear()
+    give_back_freed_memory()
+    assert held_memory(CPU) < held - 55e6
