@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hidra_cli.engine.inner_loop import InnerLoop
 from hidra_cli.engine.learner import Learner
@@ -159,3 +160,23 @@ def test_measuring_leaves_no_tensor_behind_and_changes_no_gradient_or_random_num
     assert kept[0]() is None
     assert torch.equal(state, torch.get_rng_state())
     assert all((p.grad == 3).all() for p in learner.parameters() if p.grad is not None)
+
+
+def test_fifty_recomputed_steps_cost_the_memory_of_five_and_half_as_much_work_again() -> None:
+    learner = make_learner("hidra", filters=8, dtype=torch.float32)
+    batch = make_batch(tasks=1, dtype=torch.float32)
+
+    def cost(steps: int, *, recompute: bool) -> tuple[int, int]:
+        strategy, inner = Loop(learner, recompute=recompute), InnerLoop(steps, 0.01)
+        with PeakOfTensors() as peak:
+            strategy.meta_gradient(batch, inner)
+        with FlopCounterMode(display=False) as counter:
+            strategy.meta_gradient(batch, inner)
+        return peak.most, counter.get_total_flops()
+
+    five, _ = cost(5, recompute=False)
+    fifty, work = cost(50, recompute=False)
+    recomputed, more_work = cost(50, recompute=True)
+    assert fifty > 4 * five, "else there is nothing to save"
+    assert recomputed < 2 * five
+    assert 1 < more_work / work < 1.5
