@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.agreement import reference_run
 from benchmarks.contenders import CONTENDERS
 from benchmarks.peers import Run
-from benchmarks.workloads import CPU, Case, Workload
-from hidra_cli.engine.devices import peak_memory
+from benchmarks.workloads import Case, Workload
+from hidra_cli.engine.devices import held_memory, peak_memory
 from hidra_cli.errors import RunError
 
 # A measured time is of as many meta-steps as fill this, so that the clock's grain does not matter.
@@ -130,25 +130,13 @@ def peak_in_a_fresh_process(name: str, case: Case, threads: int) -> Memory:
 
 def measure_memory(run_of: Callable[[], Run], device: torch.device) -> Memory:
     """Build and run a meta-gradient some times in this process, which must not have run one yet."""
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident("VmRSS")
+    before = held_memory(device)
     run = run_of()
     for _ in range(_MEMORY_STEPS):
         run()
     _finish(device)
-    peak = peak_memory(device) if device.type == "cuda" else _resident("VmHWM")
+    peak = peak_memory(device)
     return Memory(peak, peak - before)
-
-
-def _resident(field: str) -> int:
-    """Bytes of this process in memory, now ("VmRSS") or at most ("VmHWM").
-
-    Not ru_maxrss: on Linux, a process inherits it from the one that started it.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_memory(CPU)
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def _main(given: dict[str, Any]) -> None:

@@ -246,7 +246,7 @@ def test_a_run_of_two_processes_goes_on_in_one_and_is_tested_by_two(
     places = [f"--cache-dir={cache_dir}", f"--runs-dir={tmp_path}"]
     resumed = hidra("meta-train", "--resume", run.path, length, *places)
     assert resumed.code == 0, resumed.err
-    assert "in each of 2 processes, now there are" in resumed.err
+    assert "was at work with 2 process(es) of" in resumed.err
     assert hidra("meta-train", *SETTINGS, length, *places, "--name=whole", "-q").code == 0
     assert_alike(run, whole)
 

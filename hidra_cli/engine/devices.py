@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import sys
 import warnings
 from collections.abc import Iterator
@@ -96,23 +95,33 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held: on the device, or of the host for the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else held * 1024
+    # Not ru_maxrss where there is another: on Linux it begins with what the parent had held.
+    return _resident("VmHWM") or _largest_resident()
 
 
 def held_memory(device: torch.device) -> int:
     """The bytes this process holds now: on the device, or of the host for the CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
+    return _resident("VmRSS") or _largest_resident()
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process in memory, now ("VmRSS") or at most ("VmHWM"); 0 if not on Linux."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as pages:  # noqa: PTH123 (no disk)
-            return int(pages.read().split()[1]) * mmap.PAGESIZE
-    except (OSError, ValueError, IndexError):  # not Linux: what it has held at most
-        return peak_memory(device)
+        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 (no disk)
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+
+
+def _largest_resident() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -63,3 +64,15 @@ def test_what_is_held_follows_what_is_allocated_and_given_back() -> None:
     large.clear()
     give_back_freed_memory()
     assert held_memory(CPU) < held - 55e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process begins with its own peak")
+def test_the_peak_is_of_this_process_and_not_of_its_parent() -> None:
+    held = torch.ones(100 << 20)  # 400 MB
+    code = (
+        "import torch; from hidra_cli.engine.devices import held_memory, peak_memory;"
+        "cpu = torch.device('cpu'); print(peak_memory(cpu) - held_memory(cpu))"
+    )
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(told) < 100e6 < held.nbytes

@@ -293,7 +293,8 @@ def test_other_images_are_refused(tiny_images: PreparedImages, place: Place) -> 
 @pytest.mark.parametrize(
     ("began", "now", "told"),
     [
-        ({"strategy": "threads", "threads": 77}, "threads", ""),  # the same on any number
+        ({"strategy": "threads", "threads": 2}, "threads", ""),  # the same on one per task or fewer
+        ({"strategy": "threads", "threads": 77}, "threads", "77 threads"),
         ({"strategy": "loop", "threads": 77}, "loop", "77 threads"),
         ({"strategy": "loop", "threads": 1}, "threads", ""),
         ({"strategy": "threads"}, "batched", "--strategy threads, now"),
