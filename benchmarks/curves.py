@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 _LABELS = {"ways": "ways N", "steps": "inner steps", "tasks": "tasks per meta-step"}
 # Lines differ in more than colour: in print and for colour-blind readers.
@@ -36,6 +37,8 @@ def picture(found: dict[str, Any]) -> bytes:
             values = [point["workload"][axis] for point in points]
             place.set_xticks(values, map(str, values), minor=False)
             place.minorticks_off()
+            place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            place.yaxis.set_major_formatter("{x:g}")
             place.grid(color="0.9")
             place.set_axisbelow(True)
             place.spines[["top", "right"]].set_visible(False)
@@ -44,10 +47,10 @@ def picture(found: dict[str, Any]) -> bytes:
     work = found["workload"]
     figure.suptitle(
         f"{work['images']} {work['ways']}-way {work['shots']}-shot, {work['tasks']} tasks, "
-        f"{work['steps']} inner steps, order {work['order']}, {work['filters']} filters, "
+        f"inner steps {work['steps']}, order {work['order']}, {work['filters']} filters, "
         f"head {work['head']}; one of them varied\n"
         f"{found['processor'] if found['device'] == 'cpu' else found['device']}, "
-        f"{found['threads']} threads",
+        f"threads: {found['threads']}",
         fontsize=10,
     )
     handles, labels = grid[0][0].get_legend_handles_labels()

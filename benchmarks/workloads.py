@@ -107,6 +107,7 @@ class Case:
         dtype: of images and weights, the same values in each.
         peers_channels_last: whether the peers' images and weights are laid out so.
         seed: of images and weights.
+        reverse: whether a task has its examples in reverse order, which changes rounding alone.
     """
 
     workload: Workload
@@ -114,6 +115,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     peers_channels_last: bool = False
     seed: int = 0
+    reverse: bool = False
 
     def learner(self, precision: Precision = "float32") -> Learner:
         """A Conv4 with the workload's head, normalized by batch statistics as the peers are."""
@@ -145,6 +147,8 @@ class Case:
             noise = torch.rand(work.tasks, work.ways, each, *image, generator=generator)
             images = (0.6 * prototypes + 0.4 * noise).flatten(1, 2)
             labels = torch.arange(work.ways).repeat_interleave(each).expand(work.tasks, -1)
+            if self.reverse:
+                images, labels = images.flip(1), labels.flip(1)
             return Examples(images.to(self.device, self.dtype), labels.contiguous().to(self.device))
 
         support, query = examples(work.shots), examples(work.queries)

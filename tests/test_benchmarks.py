@@ -156,7 +156,7 @@ def test_float32_is_undecided_where_few_draws_are_left_and_none_agrees(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of so few a right contender may meet a jump on all; float64 is held to all the same."""
-    monkeypatch.setattr(agreement, "_CANDIDATES", agreement._DRAWS - 1)
+    monkeypatch.setattr(agreement, "_SINGLES", agreement._STEADY - agreement._PAIRS - 1)
     errors = agreement.check({"coarse": Contender(ours(Coarse), "")}, Case(TINY))["coarse"]
     assert errors["float64"] == pytest.approx(0, abs=1e-12)
     assert errors["float32"] is None
