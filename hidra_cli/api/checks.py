@@ -98,8 +98,9 @@ def check_backbone(
 
     def norm(channels: int, *, pool: int = 1, relu: bool = False) -> nn.Module:
         made.append(channels)
+        layer = nn.GroupNorm(1, channels)
         after = [nn.MaxPool2d(pool)] * (pool > 1) + [nn.ReLU()] * relu
-        return nn.Sequential(nn.GroupNorm(1, channels), *after)
+        return nn.Sequential(layer, *after) if after else layer  # weights of files have its names
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
