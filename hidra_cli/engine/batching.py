@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 from hidra_cli.api import FastWeights
 from hidra_cli.engine import losses
 from hidra_cli.engine.learner import Learner, Weights
-from hidra_cli.engine.normalization import adapting, full_precision, reads_support
+from hidra_cli.engine.normalization import adapting, full_precision
 from hidra_cli.engine.tasks import Task, TaskBatch
 
 
@@ -115,14 +115,6 @@ class StackedLearner(Learner):
         with self.episode.reference(reference_rows), self.episode.traceable(), self._autocast():
             features: Tensor = vmap(one, in_dims=(places, 0))(weights, images)
         return features
-
-    def query_logits(self, weights: Weights, task: Task) -> Tensor:
-        """Logits (T, N·Q, N)."""
-        if not reads_support(self.normalization):
-            return self.logits(weights, task.query_images)
-        rows = task.support_images.shape[1]
-        images = torch.cat([task.support_images, task.query_images], 1)
-        return self._logits(weights, self.features(weights.body, images, rows)[:, rows:])
 
     def _logits(self, weights: Weights, features: Tensor) -> Tensor:
         with self._autocast():

@@ -128,12 +128,12 @@ class Learner(nn.Module):
         return self.logits(weights, task.support_images)
 
     def query_logits(self, weights: Weights, task: Task) -> Tensor:
-        """Logits (N·Q, N) of the query images, normalized as the run says."""
+        """Logits (…, N·Q, N) of the query images, normalized as the run says."""
         if not reads_support(self.normalization):
             return self.logits(weights, task.query_images)
-        rows = len(task.support_images)
-        images = torch.cat([task.support_images, task.query_images])
-        return self._logits(weights, self.features(weights.body, images, rows)[rows:])
+        rows = task.support_images.shape[-4]
+        images = torch.cat([task.support_images, task.query_images], -4)
+        return self._logits(weights, self.features(weights.body, images, rows)[..., rows:, :])
 
     def _logits(self, weights: Weights, features: Tensor) -> Tensor:
         with self._autocast():

@@ -90,7 +90,9 @@ class Affine(nn.Module):
 
     def _finish(self, y: Tensor) -> Tensor:
         # Pooling before the ReLU equals pooling after it, on a quarter of the memory.
-        y = F.max_pool2d(y, self.pool) if self.pool > 1 else y
+        return self._activate(F.max_pool2d(y, self.pool) if self.pool > 1 else y)
+
+    def _activate(self, y: Tensor) -> Tensor:
         return F.relu(y) if self.relu else y
 
 
@@ -122,8 +124,7 @@ class EpisodeNorm(Affine):
         rows = self.episode.reference_rows
         if self._has_kernel(x):
             mean, variance, pooled = pooled_moments(x, self.weight, rows or len(x))
-            y = self._normalize(pooled, mean, variance)
-            return F.relu(y) if self.relu else y
+            return self._activate(self._normalize(pooled, mean, variance))
         if rows is None and not self.episode.recording:
             y = F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPSILON)
             return self._finish(y)
@@ -169,8 +170,7 @@ class TaskNorm(EpisodeNorm):
     def forward(self, x: Tensor) -> Tensor:
         if self._has_kernel(x):
             means, variances, pooled = pooled_moments(x, self.weight, None)
-            y = self._blend(pooled, means, variances)
-            return F.relu(y) if self.relu else y
+            return self._activate(self._blend(pooled, means, variances))
         means, variances = _Moments.apply(full_precision(x).flatten(2))
         return self._finish(self._blend(x, means, variances))
 
