@@ -13,7 +13,7 @@ import torch
 from benchmarks.peers import Gradients, Run, plain, with_higher, with_torchopt
 from benchmarks.workloads import Case
 from hidra_cli.engine.learner import Precision
-from hidra_cli.engine.strategies import Batched, Compiled, Loop, Strategy, Threads
+from hidra_cli.engine.strategies import Batched, Compiled, Loop, Processes, Strategy, Threads
 from hidra_cli.errors import UsageError
 
 
@@ -76,12 +76,13 @@ CONTENDERS: dict[str, Contender] = {
     "higher": Contender(with_higher, "higher's innerloop_ctx", package="higher"),
     "torchopt": Contender(with_torchopt, "torchopt's MetaSGD", package="torchopt"),
     "hidra-loop": Contender(ours(Loop), "one task after another"),
-    "hidra-threads": Contender(ours(Threads), "a task per core"),
-    "hidra-threads-bfloat16": Contender(
-        ours(Threads, "bfloat16"), "a task per core, in bfloat16", "bfloat16"
-    ),
+    "hidra-threads": Contender(ours(Threads), "a task per core, on threads"),
     "hidra-threads-recompute": Contender(
-        ours(Threads, recompute=True), "a task per core, inner steps recomputed"
+        ours(Threads, recompute=True), "a task per core, on threads, inner steps recomputed"
+    ),
+    "hidra-processes": Contender(ours(Processes), "a task per core, in processes"),
+    "hidra-processes-bfloat16": Contender(
+        ours(Processes, "bfloat16"), "a task per core, in processes, in bfloat16", "bfloat16"
     ),
     "hidra-batched": Contender(ours(Batched), "all tasks at once"),
     "hidra-compiled": Contender(

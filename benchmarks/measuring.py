@@ -21,6 +21,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.peers import Run
 from benchmarks.workloads import Case, Workload
 from hidra_cli.engine.devices import held_memory, peak_memory
+from hidra_cli.engine.strategies import CREW
 from hidra_cli.errors import RunError
 
 # A measured time is of as many meta-steps as fill this, so that the clock's grain does not matter.
@@ -32,7 +33,7 @@ _MEMORY_STEPS = 3
 class Memory:
     """Bytes: the most that was held, and the most beyond what the program held before.
 
-    Of the process on a CPU; of tensors on CUDA.
+    Of the process on a CPU, and of those it started; of tensors on CUDA.
     """
 
     peak: int
@@ -135,7 +136,7 @@ def measure_memory(run_of: Callable[[], Run], device: torch.device) -> Memory:
     for _ in range(_MEMORY_STEPS):
         run()
     _finish(device)
-    peak = peak_memory(device)
+    peak = peak_memory(device, CREW.pids)
     return Memory(peak, peak - before)
 
 

@@ -216,10 +216,12 @@ class RunSettings(_Section):
     """Where and how the run happens.
 
     `strategy` is how the tasks of a meta-batch are spread over the device, to the same result:
-    "loop" one after another, "threads" one per core, "batched" all at once, "compiled" all at once
-    as one function, compiled for each shape of tasks; "auto" is "threads" on a CPU and "batched" on
-    a GPU. The latter two take `micro_batch` tasks at once (0: all). `graphs` "recompute" keeps one
-    inner step's graph at a time, and computes every step twice: memory no longer grows with steps.
+    "loop" one after another, "threads" one per core, "processes" one per core, each in a process of
+    its own, "batched" all at once, "compiled" all at once as one function, compiled for each shape
+    of tasks; "auto" is "processes" on a CPU, with threads for the first ten seconds, and "batched"
+    on a GPU. "batched" and "compiled" take `micro_batch` tasks at once (0: all). `graphs`
+    "recompute" keeps one inner step's graph at a time, and computes every step twice: memory no
+    longer grows with steps.
 
     `precision` "bfloat16" computes layers in half the bits, weights and sums in float32; "tf32"
     takes float32 products and convolutions on a GPU with ten bits of mantissa, and is float32
@@ -229,7 +231,7 @@ class RunSettings(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    strategy: Literal["auto", "loop", "threads", "batched", "compiled"] = "auto"
+    strategy: Literal["auto", "loop", "threads", "processes", "batched", "compiled"] = "auto"
     micro_batch: int = Field(0, ge=0, le=100_000)
     graphs: Literal["keep", "recompute"] = "keep"
     log: Literal["csv", "tensorboard"] = "csv"

@@ -168,6 +168,7 @@ class MetaTrainer:
         self.best: Validation | None = None
         self.skipped = self.skipped_in_a_row = 0
         self._saved_at, self._saved_when = 0, time.monotonic()
+        self._told_fault = False
         self._whole = True  # the weights are those of `iteration`, not half a step further
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -239,8 +240,11 @@ class MetaTrainer:
             NotFiniteError: the loss or gradient is not finite, and steps are not to be skipped
                 or too many in a row were; names the task and how to replay it.
         """
+        with self.strategy.beside():
+            return self._step(*(shape or self.train_episodes.shape(self.iteration)))
+
+    def _step(self, ways: int, shots: int) -> Step:
         outer, size = self.settings.outer, self.settings.outer.meta_batch
-        ways, shots = shape or self.train_episodes.shape(self.iteration)
         first = self.iteration * size
         # Plugins may draw from torch's own generator (dropout): keyed, so that resuming is exact.
         torch.manual_seed(stream_key(self.settings.run.seed, "step", self.iteration))
@@ -372,6 +376,9 @@ class MetaTrainer:
             "tasks_per_second": f"{rate:.4g}",
             "skipped": self.skipped,
         }
+        if self.strategy.fault and not self._told_fault:
+            self._told_fault = True
+            console.warn(f"{self.strategy.fault}: it goes on in threads, to the same result")
         if not step.finite:
             console.warn(f"iteration {self.iteration} was skipped: its loss is not finite")
         outer = self.settings.outer

@@ -94,6 +94,14 @@ def tiny_images(cache_dir: Path) -> PreparedImages:
     return common.open_images(TINY, cache_dir, Console(verbosity=-1))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_process_left() -> Iterator[None]:
+    """Whoever starts others, they are gone with the module."""
+    yield
+    if (strategies := sys.modules.get("hidra_cli.engine.strategies")) is not None:
+        strategies.CREW.dismiss()
+
+
 @dataclass(frozen=True)
 class Finished:
     """How a command ended."""

@@ -97,7 +97,7 @@ def test_the_gradients_that_are_compared_are_of_tasks_that_can_be_learned() -> N
 def test_bfloat16_has_the_direction_of_float32() -> None:
     case = Case(replace(TINY, steps=1))
     reference = CONTENDERS["plain"].build(case)()
-    for name in ("plain-bfloat16", "hidra-threads-bfloat16"):
+    for name in ("plain-bfloat16", "hidra-processes-bfloat16"):
         gradients = CONTENDERS[name].build(case)()
         assert agreement.cosine(gradients, reference) > 0.9
         assert relative_error(gradients, reference) > 1e-4, "it is float32, and would be exact"
@@ -178,7 +178,7 @@ def test_the_json_has_all_that_was_measured(
 ) -> None:
     big = torch.ones(2**28)  # 1 GiB of this process, which is none of the measured one's
     file = tmp_path / "all.json"
-    chosen = [f"--contender={name}" for name in ("plain", "hidra-threads-bfloat16")]
+    chosen = [f"--contender={name}" for name in ("plain", "hidra-processes-bfloat16")]
     flags: list[str | Path] = ["--repetitions=2", "--seed=5", "--threads=1", "--json", file]
     assert run("compare", "--workload", tiny, *chosen, *flags) == 0
     found = json.loads(file.read_text())
@@ -193,7 +193,7 @@ def test_the_json_has_all_that_was_measured(
     assert Workload(**work["workload"]) == TINY
     assert work["base"] == "plain", "without a library, the plain loop is the measure"
     assert set(work["matrix_rates"]) == {"float32", "bfloat16"}
-    assert list(work["contenders"]) == ["plain", "hidra-threads-bfloat16"]
+    assert list(work["contenders"]) == ["plain", "hidra-processes-bfloat16"]
     for row in work["contenders"].values():
         assert len(row["seconds"]) == 2
         assert row["minimum"] <= row["median"] <= row["maximum"]
@@ -210,7 +210,7 @@ def test_the_json_has_all_that_was_measured(
     assert 0.5 < other["timed_cosine"] < 1
     out, _ = capfd.readouterr()
     assert tiny in out
-    assert "hidra-threads-bfloat16" in out
+    assert "hidra-processes-bfloat16" in out
 
 
 def test_curves_are_drawn_over_ways_steps_and_tasks(tiny: str, tmp_path: Path) -> None:

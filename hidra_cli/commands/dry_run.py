@@ -20,12 +20,14 @@ def dry_run(trainer: MetaTrainer, console: Console) -> None:
     """
     from hidra_cli.engine import devices
     from hidra_cli.engine.memory import estimate, warm_up
+    from hidra_cli.engine.strategies import CREW
 
     settings, device = trainer.settings, trainer.device
     ways, shots = max(settings.tasks.ways), max(settings.tasks.shots)
     count = sum(p.numel() for p in trainer.learner.parameters())
     console.print("plugins, data and every episode were checked")
     console.print(f"meta-parameters   {count:,}")
+    others = trainer.strategy.other_processes(settings.outer.meta_batch)
     console.print(f"strategy          {trainer.strategy.name}")
 
     def draw(number: int) -> TaskBatch:
@@ -38,10 +40,12 @@ def dry_run(trainer: MetaTrainer, console: Console) -> None:
         size = settings.outer.meta_batch
         told = estimate(trainer.strategy, trainer.heaviest_inner, draw, ways, size)
     console.print(f"memory, estimate  {_told(told)}")
+    if others:
+        console.print(f"                  and {others} more program(s) of about {_mb(before)} each")
     devices.give_back_freed_memory()
     devices.reset_peak_memory(device)
     step, rate = _measured(trainer, (ways, shots))
-    peak = devices.peak_memory(device)
+    peak = devices.peak_memory(device, CREW.pids)
     console.print(
         f"memory, measured  {_mb(peak - before)}, beside {_mb(before)} of the program ({device})"
     )
@@ -55,6 +59,7 @@ def dry_run(trainer: MetaTrainer, console: Console) -> None:
             "memory_mb": round((peak - before) / 1e6, 1),
             "memory_estimate_mb": _in_parts(told),
             "strategy": trainer.strategy.name,
+            "processes": trainer.world.size * (1 + others),
             "tasks_per_second": round(rate, 2),
             "ways": step.ways,
             "shots": step.shots,

@@ -157,7 +157,10 @@ def meta_train(
     ] = None,
     strategy: Annotated[
         str | None,
-        _option("Run", "Of tasks: auto, loop, threads (one per core), batched, compiled. [auto]"),
+        _option(
+            "Run",
+            "Of tasks: auto, loop, threads, processes, batched or compiled. [auto]",
+        ),
     ] = None,
     micro_batch: Annotated[
         str | None, _option("Run", "Tasks at once, of batched and compiled; 0 for all. [0]")
@@ -446,7 +449,7 @@ def _changed_rounding(before: Mapping[str, Any], now: Mapping[str, Any], meta_ba
     def order(facts: Mapping[str, Any]) -> tuple[str, int, int]:
         strategy, threads = str(facts.get("strategy", "loop")), int(facts.get("threads") or 1)
         processes = int(facts.get("processes", 1))
-        if strategy == "threads":
+        if strategy in ("threads", "processes"):
             at_once = min(threads, math.ceil(meta_batch / processes))
             return "loop", threads // at_once, processes
         return strategy, threads, processes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -91,12 +91,17 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes this process has held: on the device, or of the host for the CPU."""
+def peak_memory(device: torch.device, others: Sequence[int] = ()) -> int:
+    """The most bytes this process has held: on the device, or of the host for the CPU.
+
+    Args:
+        others: numbers of processes whose memory of the host is counted too, where it is known.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Not ru_maxrss where there is another: on Linux it begins with what the parent had held.
-    return _resident("VmHWM") or _largest_resident()
+    own = _resident("VmHWM") or _largest_resident()
+    return own + sum(_resident("VmHWM", process) for process in others)
 
 
 def held_memory(device: torch.device) -> int:
@@ -106,10 +111,10 @@ def held_memory(device: torch.device) -> int:
     return _resident("VmRSS") or _largest_resident()
 
 
-def _resident(field: str) -> int:
-    """Bytes of this process in memory, now ("VmRSS") or at most ("VmHWM"); 0 if not on Linux."""
+def _resident(field: str, process: int | str = "self") -> int:
+    """Bytes of a process in memory, now ("VmRSS") or at most ("VmHWM"); 0 if not on Linux."""
     try:
-        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 (no disk)
+        with open(f"/proc/{process}/status", encoding="ascii") as status:  # noqa: PTH123 (no disk)
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
     except (OSError, ValueError, IndexError, StopIteration):
         return 0

@@ -3,6 +3,8 @@
 - `loop`: one task after another, each operator on all cores; the specification (inner_loop.py).
 - `threads`: one task per core. Bit for bit the loop on one thread, on as many cores as tasks or
   fewer.
+- `processes`: the same in processes of their own, which do not wait for each other (crew.py); the
+  same bits.
 - `batched`: all tasks at once, with a weight of its own for each where weights differ.
 - `compiled`: as batched, the whole meta-gradient traced and compiled as one function.
 """
@@ -10,9 +12,11 @@
 from __future__ import annotations
 
 import copy
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -21,8 +25,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hidra_cli.crew import Crew, LostError, threads_of_operators
 from hidra_cli.engine.batching import StackedLearner, StackedTask, chunks, stacked
 from hidra_cli.engine.compilation import CompiledGradient
+from hidra_cli.engine.devices import held_memory, keep_freed_memory
 from hidra_cli.engine.inner_loop import (
     InnerLoop,
     Outcome,
@@ -35,9 +41,14 @@ from hidra_cli.engine.inner_loop import (
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.recomputation import Gradients, outer_gradients
 from hidra_cli.engine.tasks import Examples, Task, TaskBatch
+from hidra_cli.host import available_memory
 
-StrategyName = Literal["loop", "threads", "batched", "compiled"]
+StrategyName = Literal["loop", "threads", "processes", "batched", "compiled"]
 T = TypeVar("T")
+# Of work in threads, before "auto" starts other processes: they take two to be ready.
+PATIENCE = 10.0
+# One for all strategies, so that the test after a training does not start others.
+CREW = Crew(keep_freed_memory)
 
 
 class Strategy(ABC):
@@ -51,6 +62,7 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
+    fault = ""  # why it is not at work in its own way any more, where it is not
 
     def __init__(self, learner: Learner, *, recompute: bool = False, micro_batch: int = 0) -> None:
         self.learner = learner
@@ -71,37 +83,58 @@ class Strategy(ABC):
         """How many of T tasks are in memory together."""
         return 1
 
+    def other_processes(self, tasks: int) -> int:
+        """How many other processes share T tasks, if it takes long."""
+        return 0
+
+    def beside(self) -> AbstractContextManager[None]:
+        """For what is computed between tasks, so that it takes no core from them."""
+        return nullcontext()
+
     def meta_gradient(self, batch: TaskBatch, inner: InnerLoop) -> Outcome:
         """Add the gradient of the mean query loss over T tasks to the meta-parameters' `.grad`."""
         parameters = list(self.learner.parameters())
         losses, scores, tasks = [], [], []
-        for part in self.gradients(batch, inner):
-            for parameter, gradient in zip(parameters, part.gradients, strict=True):
-                _add(parameter, gradient)
-            losses.append(part.loss)
-            scores.append(part.score)
-            tasks.append(part.tasks)
-        leave_alone(self.learner)
+        with self.beside():
+            for part in self.gradients(batch, inner):
+                for parameter, gradient in zip(parameters, part.gradients, strict=True):
+                    _add(parameter, gradient)
+                losses.append(part.loss)
+                scores.append(part.score)
+                tasks.append(part.tasks)
+            leave_alone(self.learner)
         return Outcome(fmean(losses, tasks), fmean(scores, tasks))
 
 
-class Loop(Strategy):
-    """One task after another."""
+class TaskByTask(Strategy):
+    """Each task by itself."""
 
-    name = "loop"
+    @abstractmethod
+    def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterable[T]:
+        """The work done for each task, in order."""
 
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
-        for task in map(batch.task, range(len(batch))):
-            yield _gradients(self.learner, task, inner, len(batch), self.recompute)
+        again = self.recompute
+        work = partial(_gradients, inner=inner, of=len(batch), recompute=again)
+        yield from self.each(batch, work)
 
     def scores(
         self, batch: TaskBatch, inner: InnerLoop, steps: int, *, every_step: bool = False
     ) -> list[list[float]]:
-        tasks = map(batch.task, range(len(batch)))
-        return [task_scores(self.learner, t, inner, steps, every_step=every_step) for t in tasks]
+        work = partial(task_scores, inner=inner, steps=steps, every_step=every_step)
+        return list(self.each(batch, work))
 
 
-class Threads(Strategy):
+class Loop(TaskByTask):
+    """One task after another."""
+
+    name = "loop"
+
+    def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterable[T]:
+        return (work(self.learner, batch.task(index)) for index in range(len(batch)))
+
+
+class Threads(TaskByTask):
     """One task per core, each on a thread of its own, whose operators use that one core.
 
     Where there are more cores than tasks, a task's operators share those that are its part.
@@ -130,18 +163,14 @@ class Threads(Strategy):
     def tasks_at_once(self, tasks: int) -> int:
         return min(self.workers, tasks)
 
-    def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
-        again = self.recompute
-        work = partial(_gradients, inner=inner, of=len(batch), recompute=again)
-        yield from self._each(batch, work)
+    def beside(self) -> AbstractContextManager[None]:
+        """On one thread: those that an operator has called wait for more at work, and hold cores.
 
-    def scores(
-        self, batch: TaskBatch, inner: InnerLoop, steps: int, *, every_step: bool = False
-    ) -> list[list[float]]:
-        work = partial(task_scores, inner=inner, steps=steps, every_step=every_step)
-        return list(self._each(batch, work))
+        With GNU's OpenMP that is for milliseconds, of which a task then misses half.
+        """
+        return threads_of_operators(1)
 
-    def _each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterator[T]:
+    def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterator[T]:
         """The work done for each task, in order; no thread is left at work when one fails."""
         # New ones each time: hooks of the head may have changed more than parameters.
         free = [_replica(self.learner) for _ in range(min(self.workers, len(batch)))]
@@ -165,6 +194,64 @@ class Threads(Strategy):
             for future in waiting:
                 future.cancel()
             wait(waiting)
+
+
+class Processes(Threads):
+    """As threads, with a process for each core; threads until the processes are there.
+
+    Args:
+        workers: processes, this one among them.
+        patience: seconds of work until they are started, so that what is short goes without; 0
+            starts them at once and waits for them.
+    """
+
+    name = "processes"
+
+    def __init__(
+        self,
+        learner: Learner,
+        *,
+        recompute: bool = False,
+        micro_batch: int = 0,
+        workers: int | None = None,
+        patience: float = 0,
+    ) -> None:
+        super().__init__(learner, recompute=recompute, micro_batch=micro_batch, workers=workers)
+        self.patience = patience
+        self._worked = 0.0
+
+    def other_processes(self, tasks: int) -> int:
+        return self.tasks_at_once(tasks) - 1
+
+    def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterator[T]:
+        begun = time.monotonic()
+        found = self._together(batch, work)
+        yield from super().each(batch, work) if found is None else found
+        self._worked += time.monotonic() - begun
+
+    def _together(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> list[T] | None:
+        """What the processes find; None where they are not there."""
+        others = self.other_processes(len(batch))
+        if not others or self.fault:
+            return None
+        try:
+            if not self._called(others):
+                return None
+            tasks, processes = list(map(batch.task, range(len(batch)))), others + 1
+            threads = self.workers // processes
+            return CREW.share(work, self.learner, tasks, processes=processes, threads=threads)
+        except LostError as lost:
+            self.fault = str(lost)
+            return None
+
+    def _called(self, others: int) -> bool:
+        """Whether so many other processes are ready; they are called when it is time."""
+        missing = others - len(CREW.pids)
+        if missing > 0 and self.patience:
+            each = held_memory(self.learner.device)
+            if self._worked < self.patience or missing * each > available_memory() / 2:
+                return False
+        return CREW.ready(others, wait=not self.patience)
 
 
 class Batched(Strategy):
@@ -250,25 +337,29 @@ def choose(
 ) -> Choice:
     """The strategy of a name, or one that backbone and head can do.
 
-    "auto" is a task per core on a CPU, and all tasks at once on a GPU.
+    "auto" is a task per core on a CPU, in processes where it takes long, and all tasks at once on a
+    GPU.
 
     Args:
         image_shape: (C, H, W), for a trial of one small step.
     """
 
-    def make(strategy: type[Strategy]) -> Strategy:
+    def make(strategy: Callable[..., Strategy]) -> Strategy:
         return strategy(learner, recompute=recompute, micro_batch=micro_batch)
 
     if name != "loop" and _draws(learner, image_shape):
         why = "the backbone draws random numbers as it runs, which must come in the tasks' order"
         return Choice(Loop(learner), "" if name == "auto" else why)
     if name == "auto":
-        name = "threads" if learner.device.type == "cpu" else "batched"
+        if learner.device.type == "cpu":
+            return Choice(make(partial(Processes, patience=PATIENCE)))
+        name = "batched"
     if name in ("batched", "compiled"):
         if fault := _cannot_stack(learner, image_shape):
             return Choice(make(Loop), f"backbone or head cannot be batched: {fault}")
         return Choice(make(Batched if name == "batched" else Compiled))
-    return Choice(make(Loop if name == "loop" else Threads))
+    by_name = {"loop": Loop, "threads": Threads, "processes": Processes}
+    return Choice(make(by_name[name]))
 
 
 def _draws(learner: Learner, image_shape: tuple[int, int, int]) -> bool:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from hidra_cli.api.data import SPLITS, Split
 from hidra_cli.errors import DataError
+from hidra_cli.host import available_memory
 from hidra_cli.problems import CLASSIFICATION, Problem
 from hidra_cli.store.decode import UInt8
 
@@ -290,7 +291,7 @@ def _checked(file: h5py.File, path: Path, load: bool) -> PreparedImages:
     if splits.max() >= len(SPLITS) or len(set(names)) != len(names):
         raise ValueError("its classes are not distinct, or in an unknown split")
     held: Any = images
-    if load and images.nbytes <= IN_MEMORY_SHARE * _free_memory():
+    if load and images.nbytes <= IN_MEMORY_SHARE * available_memory():
         held = images[:]
     _, c, h, w = map(int, images.shape)
     return PreparedImages(
@@ -304,13 +305,3 @@ def _damaged(path: Path, dataset: str, why: str) -> DataError:
         why=why,
         fix=f"hidra prepare {dataset} --force   (with the same --source and --data-opt)",
     )
-
-
-def _free_memory() -> int:
-    """Bytes of memory that can be taken without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(available.split()[1]) * 1024
-    except (OSError, StopIteration, ValueError, IndexError):
-        return 4 << 30  # not Linux: a careful guess

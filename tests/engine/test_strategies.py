@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +14,22 @@ import torch
 from torch import Tensor
 
 from hidra_cli.api import Backbone, NormFactory
+from hidra_cli.crew import threads_of_operators
+from hidra_cli.engine import strategies
 from hidra_cli.engine.inner_loop import InnerLoop, Outcome, meta_gradient
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.normalization import Mode, norm_factory
-from hidra_cli.engine.strategies import Batched, Compiled, Loop, Strategy, Threads, choose
+from hidra_cli.engine.strategies import (
+    CREW,
+    Batched,
+    Compiled,
+    Loop,
+    Processes,
+    Strategy,
+    Threads,
+    choose,
+)
 from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4, Mlp, ResNet12
 from hidra_plugins.heads import Hidra
@@ -28,6 +41,7 @@ STRATEGIES: dict[str, Make] = {
     "loop": Loop,
     "loop, recomputed": lambda learner: Loop(learner, recompute=True),
     "threads": lambda learner: Threads(learner, workers=2),
+    "processes": lambda learner: Processes(learner, workers=2),
     "batched": Batched,
     "batched, two at once": lambda learner: Batched(learner, micro_batch=2),
     "batched, recomputed": lambda learner: Batched(learner, recompute=True),
@@ -105,7 +119,7 @@ def backbone_of(name: str, norm: NormFactory) -> Backbone:
     return built
 
 
-@pytest.mark.parametrize("name", ["threads", "batched"])
+@pytest.mark.parametrize("name", ["threads", "processes", "batched"])
 @pytest.mark.parametrize("backbone", SHAPES)
 def test_every_backbone_can_do_it(backbone: str, name: Any) -> None:
     factory, episode = norm_factory("support")
@@ -141,7 +155,10 @@ def test_the_compiled_meta_gradient_is_that_of_the_loop() -> None:
 
 
 @pytest.mark.parametrize("head", ["hidra", "maml", "random"])
-def test_threads_are_bit_for_bit_the_loop_whatever_their_number(head: str) -> None:
+@pytest.mark.parametrize("kind", [Threads, Processes])
+def test_a_task_per_core_is_bit_for_bit_the_loop_whatever_their_number(
+    head: str, kind: type[Threads]
+) -> None:
     learner = make_learner(head, filters=8, side=16, dtype=torch.float32)
     batch = make_batch(tasks=5, side=16, dtype=torch.float32)
     inner = InnerLoop(2, 0.3)
@@ -150,8 +167,10 @@ def test_threads_are_bit_for_bit_the_loop_whatever_their_number(head: str) -> No
     _, reference = gradient_of(learner, lambda: Loop(learner).meta_gradient(batch, inner))
     torch.set_num_threads(before)
     for workers in (1, 2, 4):
-        strategy = Threads(learner, workers=workers)
+        strategy = kind(learner, workers=workers)
         _, found = gradient_of(learner, partial(strategy.meta_gradient, batch, inner))
+        assert not strategy.fault
+        assert kind is Threads or len(CREW.pids) >= workers - 1
         for name, gradient in found.items():
             expected = reference[name]
             assert (gradient is None) == (expected is None)
@@ -257,7 +276,7 @@ def test_a_head_that_cannot_be_batched_gets_the_loop_and_says_why() -> None:
     assert choose("threads", learner, (1, 8, 8)).why == ""
 
 
-@pytest.mark.parametrize("name", ["loop", "threads", "batched", "compiled"])
+@pytest.mark.parametrize("name", ["loop", "threads", "processes", "batched", "compiled"])
 def test_the_strategy_that_is_asked_for_is_chosen(name: Any) -> None:
     choice = choose(name, make_learner("protomaml"), (1, 8, 8), recompute=True, micro_batch=3)
     assert (choice.strategy.name, choice.why) == (name, "")
@@ -265,8 +284,109 @@ def test_the_strategy_that_is_asked_for_is_chosen(name: Any) -> None:
     assert choice.strategy.micro_batch == 3
 
 
-def test_on_a_cpu_every_core_gets_a_task() -> None:
-    assert choose("auto", make_learner("hidra"), (1, 8, 8)).strategy.name == "threads"
+def test_on_a_cpu_every_core_gets_a_task_and_a_process_if_it_takes_long() -> None:
+    strategy = choose("auto", make_learner("hidra"), (1, 8, 8)).strategy
+    assert isinstance(strategy, Processes)
+    assert strategy.patience == strategies.PATIENCE > 1
+
+
+def own_gradient(
+    strategy: Strategy, batch: TaskBatch, inner: InnerLoop
+) -> dict[str, Tensor | None]:
+    return gradient_of(strategy.learner, lambda: strategy.meta_gradient(batch, inner))[1]
+
+
+def same_bits(one: dict[str, Tensor | None], other: dict[str, Tensor | None]) -> bool:
+    def same(a: Tensor | None, b: Tensor | None) -> bool:
+        return a is b if a is None or b is None else torch.equal(a, b)
+
+    return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+
+
+def test_until_processes_are_ready_threads_do_the_same_work() -> None:
+    CREW.dismiss()
+    learner, batch, inner = make_learner("maml"), make_batch(tasks=3), InnerLoop(1, 0.3)
+    wanted = own_gradient(Threads(learner, workers=2), batch, inner)
+    hurried = Processes(learner, workers=2, patience=1e-9)
+    for begun in (False, True):  # the first work is done without; the second calls them
+        assert same_bits(own_gradient(hurried, batch, inner), wanted)
+        assert bool(CREW.pids) == begun
+    assert CREW.ready(1, wait=True)
+    assert same_bits(own_gradient(hurried, batch, inner), wanted)
+    patient = Processes(learner, workers=2, patience=1e9)
+    seen = spied_share(patient, batch, inner)
+    assert seen == [2]  # those that are there are taken at once
+    CREW.dismiss()
+    assert same_bits(own_gradient(patient, batch, inner), wanted)
+    assert CREW.pids == []
+
+
+def spied_share(strategy: Strategy, batch: TaskBatch, inner: InnerLoop) -> list[int]:
+    """Over how many processes its work is shared."""
+    seen: list[int] = []
+    share = CREW.share
+
+    def spy(*given: Any, processes: int, **more: Any) -> Any:
+        seen.append(processes)
+        return share(*given, processes=processes, **more)
+
+    CREW.share = spy  # type: ignore[method-assign]
+    try:
+        strategy.meta_gradient(batch, inner)
+    finally:
+        CREW.share = share  # type: ignore[method-assign]
+    return seen
+
+
+def test_where_memory_is_short_it_stays_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    CREW.dismiss()
+    monkeypatch.setattr(strategies, "available_memory", lambda: 1000)
+    strategy = Processes(make_learner("hidra"), workers=2, patience=1e-9)
+    for _ in range(3):
+        strategy.meta_gradient(make_batch(tasks=2), InnerLoop(1, 0.3))
+    assert CREW.pids == []
+
+
+def test_one_task_and_one_core_need_no_other_process() -> None:
+    CREW.dismiss()
+    learner, inner = make_learner("hidra"), InnerLoop(1, 0.3)
+    Processes(learner, workers=2).meta_gradient(make_batch(tasks=1), inner)
+    Processes(learner, workers=1).meta_gradient(make_batch(tasks=3), inner)
+    assert CREW.pids == []
+
+
+def test_when_a_process_is_lost_threads_go_on_and_it_is_said() -> None:
+    learner, batch, inner = make_learner("maml"), make_batch(tasks=4), InnerLoop(2, 0.3)
+    strategy = Processes(learner, workers=2)
+    wanted = own_gradient(strategy, batch, inner)
+    assert strategy.fault == ""
+    os.kill(CREW.pids[0], signal.SIGKILL)
+    assert same_bits(own_gradient(strategy, batch, inner), wanted)
+    assert "is gone (signal 9)" in strategy.fault
+    assert same_bits(own_gradient(strategy, batch, inner), wanted)
+    assert CREW.pids == []
+
+
+def test_a_head_that_no_module_holds_is_left_to_threads() -> None:
+    class Local(Hidra):  # type: ignore[misc]
+        pass
+
+    learner = make_learner("hidra")
+    learner.head = Local(learner.backbone.features, 3).double()
+    strategy = Processes(learner, workers=2)
+    check(learner, strategy, make_batch(tasks=3), InnerLoop(2, 0.3))
+    assert "cannot be sent" in strategy.fault
+
+
+def test_what_is_between_tasks_has_one_thread() -> None:
+    """Threads of an operator wait at work for the next one, on cores that tasks have by then."""
+    before, seen = torch.get_num_threads(), []
+    with threads_of_operators(2):
+        for strategy in (Threads(make_learner("hidra")), Loop(make_learner("hidra"))):
+            with strategy.beside():
+                seen.append(torch.get_num_threads())
+            assert torch.get_num_threads() == 2
+    assert (seen, torch.get_num_threads()) == ([1, 2], before)
 
 
 def test_a_fault_in_one_task_ends_the_step_with_no_thread_at_work() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from torch import nn
 
 from hidra_cli.checkpoints import load_checkpoint
 from hidra_cli.console import Console
+from hidra_cli.crew import threads_of_operators
 from hidra_cli.engine import kernels
+from hidra_cli.engine.strategies import CREW
 from hidra_cli.errors import DataError
 from hidra_cli.runs import RunDir, create_run, owning
 from hidra_cli.store.reader import PreparedImages
@@ -297,6 +300,8 @@ def test_other_images_are_refused(tiny_images: PreparedImages, place: Place) -> 
     [
         ({"strategy": "threads", "threads": 2}, "threads", ""),  # the same on one per task or fewer
         ({"strategy": "threads", "threads": 77}, "threads", "77 threads"),
+        ({"strategy": "threads"}, "processes", ""),
+        ({"strategy": "processes", "threads": 2}, "threads", ""),
         ({"strategy": "loop", "threads": 77}, "loop", "77 threads"),
         ({"strategy": "loop", "threads": 1}, "threads", ""),
         ({"strategy": "threads"}, "batched", "--strategy threads, now"),
@@ -323,16 +328,17 @@ def test_what_changes_the_rounding_is_told_and_nothing_else(
     assert (last["strategy"], last["kernels"]) == (now, kernels.compiled())
 
 
-def test_threads_and_a_loop_of_one_are_the_same_run(place: Place) -> None:
+@pytest.mark.parametrize("strategy", ["threads", "processes"])
+def test_a_task_per_core_and_a_loop_of_one_thread_are_the_same_run(
+    place: Place, strategy: str
+) -> None:
     """Which is why no warning is due between them: bit for bit, in either order."""
-    at_once = place.train("whole", 4, "--strategy=threads")
-    place.train("mine", 2, "--strategy=threads")
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads_of_operators(2):
+        at_once = place.train("whole", 4, f"--strategy={strategy}")
+        place.train("mine", 2, f"--strategy={strategy}")
+    assert bool(CREW.pids) == (strategy == "processes")
+    with threads_of_operators(1):
         assert place.resume("mine", "--iterations=4", "--strategy=loop").code == 0
-    finally:
-        torch.set_num_threads(before)
     runs = (RunDir(place.runs / "mine"), at_once)
     ours, theirs = (load_checkpoint(run.last).tensors for run in runs)
     assert ours.keys() == theirs.keys()
@@ -377,6 +383,66 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_it_had_not_been(
     assert rows(run) == rows(whole)
     a, b = load_checkpoint(run.last), load_checkpoint(whole.last)
     assert all(torch.equal(tensor, b.tensors[name]) for name, tensor in a.tensors.items())
+
+
+def others_of(process: int) -> list[int]:
+    """The processes that another one has started."""
+    listed = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(number) for number in listed.split()]
+
+
+def wait_until_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{number}").exists() for number in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_a_run_of_several_processes_is_one_run(place: Place, cache_dir: Path) -> None:
+    """One process is killed at work, then the run is stopped; it ends as one of threads does."""
+    flags: list[str | Path] = [*LONG, "--strategy=processes"]
+    flags += ["--cache-dir", cache_dir, "--runs-dir", place.runs]
+    environ = {"OMP_NUM_THREADS": "2", "PYTHONSAFEPATH": "1"}
+    process = start("meta-train", *flags, **environ)
+    run = RunDir(place.runs / "long")
+    wait_for_rows(run, 3)
+    (other,) = others_of(process.pid)
+    os.kill(other, signal.SIGKILL)
+    wait_for_rows(run, len(rows(run)) + 3)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.count("is gone (signal 9): it goes on in threads, to the same result") == 1
+
+    process = start("meta-train", f"--resume={run.path}", "--cache-dir", cache_dir, **environ)
+    wait_for_rows(run, len(rows(run)) + 3)
+    left = others_of(process.pid)
+    assert len(left) == 1
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    wait_until_gone(left)
+    reached = load_checkpoint(run.last).meta["iteration"]
+    with threads_of_operators(2):
+        whole = place.train("whole", reached, "--validate-every=1000", "--strategy=threads")
+    assert rows(run) == rows(whole)
+    a, b = load_checkpoint(run.last), load_checkpoint(whole.last)
+    assert all(torch.equal(tensor, b.tensors[name]) for name, tensor in a.tensors.items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_when_a_run_is_killed_no_process_of_it_goes_on(place: Place, cache_dir: Path) -> None:
+    flags: list[str | Path] = [*LONG, "--strategy=processes"]
+    flags += ["--cache-dir", cache_dir, "--runs-dir", place.runs]
+    process = start("meta-train", *flags, OMP_NUM_THREADS="2")
+    wait_for_rows(RunDir(place.runs / "long"), 3)
+    left = others_of(process.pid)
+    assert len(left) == 1
+    process.kill()
+    process.communicate(timeout=60)
+    wait_until_gone(left)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
