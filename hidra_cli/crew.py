@@ -134,9 +134,9 @@ class _Member:
             raise LostError("a process cannot be started: not on this system")
         ours, theirs = Pipe()
         with theirs:
-            command = [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno())]
+            command = [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM, str(theirs.fileno())]
             try:
-                # A session of its own: Ctrl-C is for the one that was started by hand.
+                # A session of its own: Ctrl-C is for the one started by hand. So are warnings.
                 self.process = subprocess.Popen(
                     command,
                     pass_fds=[theirs.fileno()],

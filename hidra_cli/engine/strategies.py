@@ -200,23 +200,15 @@ class Processes(Threads):
     """As threads, with a process for each core; threads until the processes are there.
 
     Args:
-        workers: processes, this one among them.
         patience: seconds of work until they are started, so that what is short goes without; 0
             starts them at once and waits for them.
+        options: as of threads; `workers` are processes, this one among them.
     """
 
     name = "processes"
 
-    def __init__(
-        self,
-        learner: Learner,
-        *,
-        recompute: bool = False,
-        micro_batch: int = 0,
-        workers: int | None = None,
-        patience: float = 0,
-    ) -> None:
-        super().__init__(learner, recompute=recompute, micro_batch=micro_batch, workers=workers)
+    def __init__(self, learner: Learner, *, patience: float = 0, **options: Any) -> None:
+        super().__init__(learner, **options)
         self.patience = patience
         self._worked = 0.0
 
