@@ -333,6 +333,7 @@ def test_a_task_per_core_and_a_loop_of_one_thread_are_the_same_run(
     place: Place, strategy: str
 ) -> None:
     """Which is why no warning is due between them: bit for bit, in either order."""
+    CREW.dismiss()
     with threads_of_operators(2):
         at_once = place.train("whole", 4, f"--strategy={strategy}")
         place.train("mine", 2, f"--strategy={strategy}")
