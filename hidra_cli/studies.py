@@ -123,14 +123,14 @@ def load_study(path: Path) -> Study:
 
 
 def trainings(study: Study) -> Iterator[Training]:
-    """Every run of a study: models, then seeds, then ways.
+    """Every run of a study: of the first seed all models, so that they can be compared early.
 
     Raises:
         UsageError: the settings of one are wrong.
     """
-    for name, model in study.models.items():
-        ways = model.ways or study.evaluation.ways
-        for seed in study.seeds:
+    for seed in study.seeds:
+        for name, model in study.models.items():
+            ways = model.ways or study.evaluation.ways
             for chosen in [(n,) for n in ways] if model.per_way else [ways]:
                 own: dict[str, dict[str, Any]] = {"run": {"seed": seed}}
                 if model.per_way:

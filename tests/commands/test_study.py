@@ -68,8 +68,8 @@ def test_a_study_plans_every_model_seed_and_number_of_ways(file: Path) -> None:
     runs = list(trainings(load_study(file)))
     assert [run.name for run in runs] == [
         "any-seed0",
-        "any-seed1",
         "maml-4w-seed0",
+        "any-seed1",
         "maml-4w-seed1",
     ]
     assert runs[0].ways == (2, 4)
