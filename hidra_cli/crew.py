@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from hidra_cli.interrupts import STOPPING
+from hidra_cli.launch import share
 
 C = TypeVar("C")
 P = TypeVar("P")
@@ -99,11 +100,12 @@ class Crew:
         Raises:
             LostError: a process is gone.
         """
-        mine, *others = _shares(parts, processes)
+        number = min(processes, len(parts))
+        mine, *others = (share(parts, index, number) for index in range(number))
         with self._whole_or_none():
             asked = self._members[: len(others)]
-            for member, share in zip(asked, others, strict=True):
-                member.send((work, common, share, threads))
+            for member, theirs in zip(asked, others, strict=True):
+                member.send((work, common, theirs, threads))
             found = _do(work, common, mine, threads)
             for member in asked:
                 found += member.answer()
@@ -242,14 +244,6 @@ def threads_of_operators(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _shares(parts: Sequence[Any], number: int) -> list[Sequence[Any]]:
-    """Contiguous, the first ones larger by one at most; none is empty."""
-    number = min(number, len(parts))
-    each, more = divmod(len(parts), number)
-    ends = [(index + 1) * each + min(index + 1, more) for index in range(number)]
-    return [parts[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def packed(value: Any) -> bytes:

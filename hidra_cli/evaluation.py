@@ -58,7 +58,7 @@ class NearestPixels:
         """It can do any number of ways and any image."""
 
     def scores(self, batch: TaskBatch, *, every_step: bool) -> list[list[float]]:
-        return [[self._score(task)] for task in map(batch.task, range(len(batch)))]
+        return [[self._score(task)] for task in batch.tasks()]
 
     def _score(self, task: Task) -> float:
         distances = torch.cdist(task.query_images.flatten(1), task.support_images.flatten(1))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from hidra_cli.errors import UsageError
+
+S = TypeVar("S", bound=Sequence[Any])
 
 _MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
 
@@ -29,6 +32,13 @@ class Launch:
     def main(self) -> bool:
         """Whether this is the process that speaks and writes."""
         return self.rank == 0
+
+
+def share(whole: S, index: int, number: int) -> S:
+    """One of so many contiguous parts of a sequence, whose sizes differ by one at most."""
+    each, more = divmod(len(whole), number)
+    first = index * each + min(index, more)
+    return whole[first : first + each + (index < more)]  # type: ignore[return-value]
 
 
 def launch(environ: Mapping[str, str] = os.environ) -> Launch:

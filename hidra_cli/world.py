@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hidra_cli.errors import NotFiniteError, RunError, StoppedError, UsageError
 from hidra_cli.interrupts import STOPPING
-from hidra_cli.launch import Launch
+from hidra_cli.launch import Launch, share
 
 Float64 = npt.NDArray[np.float64]
 
@@ -45,9 +45,7 @@ class World:
 
     def share(self, whole: range) -> range:
         """This process's part: contiguous, in order of rank; sizes differ by one at most."""
-        each, more = divmod(len(whole), self.size)
-        first = self.rank * each + min(self.rank, more)
-        return whole[first : first + each + (self.rank < more)]
+        return share(whole, self.rank, self.size)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Sum tensors of one device over the processes, in place and as one message.

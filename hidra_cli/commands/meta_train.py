@@ -157,10 +157,7 @@ def meta_train(
     ] = None,
     strategy: Annotated[
         str | None,
-        _option(
-            "Run",
-            "Of tasks: auto, loop, threads, processes, batched or compiled. [auto]",
-        ),
+        _option("Run", "Of tasks: auto, loop, threads, processes, batched or compiled. [auto]"),
     ] = None,
     micro_batch: Annotated[
         str | None, _option("Run", "Tasks at once, of batched and compiled; 0 for all. [0]")

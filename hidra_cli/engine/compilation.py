@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from hidra_cli.api import FastWeights
 from hidra_cli.engine.batching import StackedLearner, StackedTask
 from hidra_cli.engine.inner_loop import InnerLoop, outer_loss
-from hidra_cli.engine.learner import Learner, Weights
+from hidra_cli.engine.learner import Learner, Weights, leaves
 from hidra_cli.engine.normalization import adapting
 from hidra_cli.engine.recomputation import Gradients, added, products, result
 
@@ -57,7 +57,7 @@ class CompiledGradient:
         def gradients(*given: Any) -> Any:  # a method would be traced with `self` as an input
             return self._gradients(*given)
 
-        traced = make_fx(gradients)(self._named, _leaves(head), _images(task))
+        traced = make_fx(gradients)(self._named, leaves(head), _images(task))
         graphs = task.support_images.is_cuda and backend == "inductor"
         self._function: Callable[..., Any] = torch.compile(
             traced, backend=backend, mode="reduce-overhead" if graphs else None
@@ -66,7 +66,7 @@ class CompiledGradient:
     def __call__(self, task: StackedTask) -> Gradients:
         head = self.learner.initial_weights(task).head
         with torch.no_grad():
-            found, loss, logits = self._function(self._named, _leaves(head), _images(task))
+            found, loss, logits = self._function(self._named, leaves(head), _images(task))
         rest = iter([tensor.clone() for tensor in found])  # a CUDA graph reuses its memory
         gradients = [next(rest) if has else None for has in self._has_gradient]
         own = list(self._named.values())
@@ -78,7 +78,7 @@ class CompiledGradient:
     def _gradients(
         self, parameters: dict[str, Tensor], head: FastWeights, images: _Images
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        parameters, head = _leaves(parameters), _leaves(head)
+        parameters, head = leaves(parameters), leaves(head)
         task = replace(
             self._task,
             support_images=images[0],
@@ -104,10 +104,6 @@ class _OuterLoss(nn.Module):
     def forward(self, task: StackedTask, head: FastWeights) -> tuple[Tensor, Tensor, Tensor]:
         start = Weights(dict(adapting(self.learner.backbone)), head).renewed()
         return outer_loss(self.learner, task, self.inner, start)
-
-
-def _leaves(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
 
 
 def _images(task: StackedTask) -> _Images:

@@ -169,7 +169,7 @@ def meta_gradient(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> Outco
     The graph of a task is freed before the next begins, so memory does not grow with T.
     """
     losses, scores = [], []
-    for task in map(batch.task, range(len(batch))):
+    for task in batch.tasks():
         outer, last, logits = outer_loss(learner, task, inner)
         (outer / len(batch)).backward()  # type: ignore[no-untyped-call]
         losses.append(last.item())

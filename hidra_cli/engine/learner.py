@@ -30,7 +30,7 @@ class Weights:
 
     def detached(self) -> Weights:
         """The same values, cut from their history, ready to be differentiated by."""
-        return Weights(_leaves(self.body), _leaves(self.head))
+        return Weights(leaves(self.body), leaves(self.head))
 
     def renewed(self) -> Weights:
         """The same values as new tensors of the graph.
@@ -161,5 +161,6 @@ def _aliases(weights: FastWeights) -> FastWeights:
     return {name: value.view_as(value) for name, value in weights.items()}
 
 
-def _leaves(weights: FastWeights) -> FastWeights:
+def leaves(weights: FastWeights) -> FastWeights:
+    """The same values, cut from their history, ready to be differentiated by."""
     return {name: value.detach().requires_grad_() for name, value in weights.items()}

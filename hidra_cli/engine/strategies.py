@@ -114,8 +114,7 @@ class TaskByTask(Strategy):
         """The work done for each task, in order."""
 
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
-        again = self.recompute
-        work = partial(_gradients, inner=inner, of=len(batch), recompute=again)
+        work = partial(_gradients, inner=inner, of=len(batch), recompute=self.recompute)
         yield from self.each(batch, work)
 
     def scores(
@@ -131,7 +130,7 @@ class Loop(TaskByTask):
     name = "loop"
 
     def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterable[T]:
-        return (work(self.learner, batch.task(index)) for index in range(len(batch)))
+        return (work(self.learner, task) for task in batch.tasks())
 
 
 class Threads(TaskByTask):
@@ -148,15 +147,8 @@ class Threads(TaskByTask):
 
     name = "threads"
 
-    def __init__(
-        self,
-        learner: Learner,
-        *,
-        recompute: bool = False,
-        micro_batch: int = 0,
-        workers: int | None = None,
-    ) -> None:
-        super().__init__(learner, recompute=recompute, micro_batch=micro_batch)
+    def __init__(self, learner: Learner, *, workers: int | None = None, **options: Any) -> None:
+        super().__init__(learner, **options)
         self.workers = workers or torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.workers, "task")
 
@@ -184,9 +176,7 @@ class Threads(TaskByTask):
             finally:
                 free.append(learner)
 
-        waiting: list[Future[T]] = [
-            self._pool.submit(run, task) for task in map(batch.task, range(len(batch)))
-        ]
+        waiting: list[Future[T]] = [self._pool.submit(run, task) for task in batch.tasks()]
         try:
             while waiting:
                 yield waiting.pop(0).result()
@@ -229,9 +219,11 @@ class Processes(Threads):
         try:
             if not self._called(others):
                 return None
-            tasks, processes = list(map(batch.task, range(len(batch)))), others + 1
+            processes = others + 1
             threads = self.workers // processes
-            return CREW.share(work, self.learner, tasks, processes=processes, threads=threads)
+            return CREW.share(
+                work, self.learner, batch.tasks(), processes=processes, threads=threads
+            )
         except LostError as lost:
             self.fault = str(lost)
             return None
@@ -240,8 +232,9 @@ class Processes(Threads):
         """Whether so many other processes are ready; they are called when it is time."""
         missing = others - len(CREW.pids)
         if missing > 0 and self.patience:
-            each = held_memory(self.learner.device)
-            if self._worked < self.patience or missing * each > available_memory() / 2:
+            if self._worked < self.patience:
+                return False
+            if missing * held_memory(self.learner.device) > available_memory() / 2:
                 return False
         return CREW.ready(others, wait=not self.patience)
 
@@ -287,15 +280,8 @@ class Compiled(Batched):
 
     name = "compiled"
 
-    def __init__(
-        self,
-        learner: Learner,
-        *,
-        recompute: bool = False,
-        micro_batch: int = 0,
-        backend: str = "inductor",
-    ) -> None:
-        super().__init__(learner, recompute=recompute, micro_batch=micro_batch)
+    def __init__(self, learner: Learner, *, backend: str = "inductor", **options: Any) -> None:
+        super().__init__(learner, **options)
         self._backend = backend
         self._compiled: dict[Any, CompiledGradient] = {}
 
@@ -350,7 +336,11 @@ def choose(
         if fault := _cannot_stack(learner, image_shape):
             return Choice(make(Loop), f"backbone or head cannot be batched: {fault}")
         return Choice(make(Batched if name == "batched" else Compiled))
-    by_name = {"loop": Loop, "threads": Threads, "processes": Processes}
+    by_name: dict[str, type[TaskByTask]] = {
+        "loop": Loop,
+        "threads": Threads,
+        "processes": Processes,
+    }
     return Choice(make(by_name[name]))
 
 

@@ -64,6 +64,10 @@ class TaskBatch:
             self.generator_keys[index],
         )
 
+    def tasks(self) -> list[Task]:
+        """Each task by itself."""
+        return [self.task(index) for index in range(len(self))]
+
     def only(self, index: int) -> TaskBatch:
         """The batch of one of the tasks."""
         return self.part(slice(index, index + 1))
