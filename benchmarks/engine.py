@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-if __package__ in (None, ""):  # run as a file, whose own folder is on the path, not this one
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a file; last, because the installed package has the kernels
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
 import typer

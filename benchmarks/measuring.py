@@ -27,6 +27,12 @@ from hidra_cli.errors import RunError
 # A measured time is of as many meta-steps as fill this, so that the clock's grain does not matter.
 _SHORTEST_SECONDS = 0.2
 _MEMORY_STEPS = 3
+_ROOT = Path(__file__).resolve().parents[1]
+# This folder comes last on the path: the installed package has the compiled kernels.
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); from benchmarks.measuring import main; "
+    "main(sys.argv[2])"
+)
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,7 @@ def peak_in_a_fresh_process(name: str, case: Case, threads: int) -> Memory:
         "threads": threads,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measuring", json.dumps(given)],
-        cwd=Path(__file__).resolve().parents[1],
+        [sys.executable, "-P", "-c", _PROGRAM, _ROOT, json.dumps(given)],
         capture_output=True,
         text=True,
         check=False,
@@ -140,7 +145,9 @@ def measure_memory(run_of: Callable[[], Run], device: torch.device) -> Memory:
     return Memory(peak, peak - before)
 
 
-def _main(given: dict[str, Any]) -> None:
+def main(told: str) -> None:
+    """Print the memory of a contender, of which `peak_in_a_fresh_process` tells in JSON."""
+    given: dict[str, Any] = json.loads(told)
     torch.set_num_threads(given["threads"])
     case = Case(
         Workload(**given["workload"]),
@@ -152,7 +159,3 @@ def _main(given: dict[str, Any]) -> None:
         torch.zeros(1, device=case.device)
     build = CONTENDERS[given["contender"]].build
     print(json.dumps(asdict(measure_memory(lambda: build(case), case.device))))
-
-
-if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))

@@ -20,6 +20,9 @@ from hidra_cli.console import Console
 from hidra_cli.settings import DatasetSettings
 from hidra_cli.store.reader import PreparedImages
 
+# Programs that tests start import the installed package as tests do, not the folder they are in.
+os.environ["PYTHONSAFEPATH"] = "1"
+
 TINY_OPTIONS = {"alphabets": 4, "characters": 12, "drawings": 8, "size": 16}
 TINY = DatasetSettings(name="glyphs", options=TINY_OPTIONS)
 TINY_DATA = [f"--data-opt={name}={value}" for name, value in TINY_OPTIONS.items()]

@@ -36,6 +36,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
 HIDRA = Path(sys.executable).with_name("hidra")
+# The tests are found in this folder, the package only if it is not installed.
+RUN_PROCESSES = (
+    "import runpy, sys; sys.path.append('.'); runpy.run_module('tests.processes', None, '__main__')"
+)
 PATIENCE = 300  # seconds, on a machine that does other things too
 MEETING = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
@@ -96,7 +100,7 @@ def start_two(*arguments: str | Path, **variables: list[str]) -> list[subprocess
 def both(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> list[dict[str, Any]]:
     """What two processes of `tests.processes` found."""
     out = tmp_path_factory.mktemp("world")
-    for process in start_two("-m", "tests.processes", out, cache_dir):
+    for process in start_two("-c", RUN_PROCESSES, out, cache_dir):
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
     found = [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]

@@ -83,6 +83,7 @@ def _told(memory: MemoryEstimate) -> str:
         f"{_mb(memory.total)}: {tasks}, {_mb(memory.task + memory.within)} each "
         f"({_mb(memory.step)} more with every inner step); "
         f"weights and Adam {_mb(memory.weights)}; images {_mb(memory.images)}"
+        + (f"; unused between them {_mb(memory.heap)}" if memory.heap else "")
     )
 
 
@@ -95,6 +96,7 @@ def _in_parts(memory: MemoryEstimate) -> dict[str, Any]:
         "within_operators": round(memory.within / 1e6, 1),
         "each_inner_step": round(memory.step / 1e6, 2),
         "tasks_at_once": memory.tasks_at_once,
+        "unused_between_blocks": round(memory.heap / 1e6, 1),
     }
 
 

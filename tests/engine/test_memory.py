@@ -120,7 +120,8 @@ def test_weights_are_counted_with_their_gradients_and_adams_moments() -> None:
     scalars = sum(4 * (p.dim() == 0) * 2 for p in learner.parameters())
     assert told.weights == sum(4 * t.numel() for t in held if t is not None) + scalars
     assert told.images == TASKS * 5 * 6 * SIDE * SIDE * 4
-    assert told.total == told.weights + told.images + told.task + told.within
+    assert told.heap == pytest.approx((told.task + told.within) / 3, abs=1)
+    assert told.total == told.weights + told.images + told.task + told.within + told.heap
 
 
 def test_the_count_follows_storages_not_tensors() -> None:
