@@ -56,7 +56,7 @@ class MemoryEstimate:
     step: int
     within: int
     tasks_at_once: int
-    heap: int = 0
+    heap: int
 
     @property
     def total(self) -> int:
