@@ -123,7 +123,11 @@ def put_together(world: World) -> dict[str, Any]:
 
 def threads() -> list[str]:
     """Names of the threads of this process, where the system tells."""
-    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+    names = []
+    for task in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # a thread that has ended since the folder was listed
+            names.append((task / "comm").read_text().strip())
+    return names
 
 
 def main(out: Path, cache: Path) -> None:
