@@ -49,7 +49,7 @@ def resume(
     """
     checkpoint, damage = newest_checkpoint(run)
     if checkpoint is None:
-        before = _from_config(run)
+        before = settings_of(run)
     else:
         before, *_ = described(checkpoint)
     base = (f"run {run.path.name}", before.model_dump(exclude_none=True))
@@ -93,7 +93,13 @@ def newest_checkpoint(run: RunDir) -> tuple[Checkpoint | None, str]:
     return None, ""
 
 
-def _from_config(run: RunDir) -> Settings:
+def settings_of(run: RunDir) -> Settings:
+    """The settings that a run was begun with, from its config.toml.
+
+    Raises:
+        DataError: the file is damaged.
+        UsageError: it has settings that there are not.
+    """
     try:
         tables = tomllib.loads(run.config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -333,22 +333,26 @@ def check_resumable(before: Settings, now: Resolved) -> None:
     Raises:
         UsageError: lists each changed setting, old and new.
     """
-    old, new = (_flatten(s.model_dump()) for s in (before, now.settings))
     # A schedule over the whole run would have made the steps already taken otherwise.
     fixed = set() if before.outer.schedule == "constant" else {"outer.iterations"}
     may_change = MAY_CHANGE - fixed
-    changed = [
-        f"{key}: {old[key]} → {new[key]} ({now.origins.get(key, 'default')})"
-        for key in old
-        if key not in may_change and _comparable(old[key]) != _comparable(new[key])
-    ]
-    if changed:
+    if changed := changes(before, now, may_change):
         raise UsageError(
             "a run is resumed with the settings it was begun with",
             why="\n     ".join(changed),
             fix="leave these out, or begin a new run; only these may change: "
             + ", ".join(sorted(may_change)),
         )
+
+
+def changes(before: Settings, now: Resolved, may_change: Collection[str]) -> list[str]:
+    """A line for each setting that differs, old and new, but for those that may."""
+    old, new = (_flatten(s.model_dump()) for s in (before, now.settings))
+    return [
+        f"{key}: {old[key]} → {new[key]} ({now.origins.get(key, 'default')})"
+        for key in old
+        if key not in may_change and _comparable(old[key]) != _comparable(new[key])
+    ]
 
 
 def _comparable(value: Any) -> Any:

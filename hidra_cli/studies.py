@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.evaluation import Cell, compare, interval
 from hidra_cli.problems import PROBLEMS, Problem
-from hidra_cli.settings import Numbers, format_numbers, resolve
+from hidra_cli.settings import Numbers, Resolved, Settings, format_numbers, resolve
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -91,6 +91,7 @@ class Training:
 
     Attributes:
         settings: nested, over the preset.
+        resolved: all of them.
         ways: where it is tested.
     """
 
@@ -98,8 +99,12 @@ class Training:
     model: str
     seed: int
     settings: dict[str, dict[str, Any]]
+    resolved: Resolved
     ways: tuple[int, ...]
-    iterations: int
+
+    @property
+    def iterations(self) -> int:
+        return self.resolved.settings.outer.iterations
 
 
 def load_study(path: Path) -> Study:
@@ -136,10 +141,10 @@ def trainings(study: Study) -> Iterator[Training]:
                 if model.per_way:
                     own["tasks"] = {"ways": chosen[0]}
                 settings = _merged(study.settings, model.settings, own)
-                resolved = resolve(_flat(settings), preset=study.preset, environ={}).settings
+                resolved = resolve(_flat(settings), preset=study.preset, environ={})
                 suffix = f"-{chosen[0]}w" if model.per_way else ""
                 run = f"{name}{suffix}-seed{seed}"
-                yield Training(run, name, seed, settings, chosen, resolved.outer.iterations)
+                yield Training(run, name, seed, settings, resolved, chosen)
 
 
 def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -277,3 +282,20 @@ def evaluate_flags(study: Study, training: Training) -> list[str]:
     }
     given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
     return [*given, "--last-step"]
+
+
+def tested_flags(result: Mapping[str, Any]) -> list[str]:
+    """The same flags, of the evaluation that wrote a result.json; none of a damaged one."""
+    try:
+        given = result["environment"]["command"][3:]
+    except (KeyError, TypeError):
+        return []
+    return [flag for flag in given if not str(flag).startswith(("--out=", "--cache-dir="))]
+
+
+def tested_settings(result: Mapping[str, Any]) -> Settings | None:
+    """The training settings of what an evaluation tested; None of a damaged result.json."""
+    try:
+        return Settings.model_validate(result["models"][0]["settings"])
+    except (KeyError, IndexError, TypeError, ValidationError):
+        return None

@@ -63,9 +63,11 @@ def study(
         )
         console.result({"title": chosen.title, "runs": [run.name for run in runs]})
         return
+    workers = [_Worker(chosen, run, place, cache_dir) for run in runs]
+    for worker in workers:
+        worker.check_unchanged()
     for part in ("runs", "configs", "logs", "evaluations"):
         common.made(place / part)
-    workers = [_Worker(chosen, run, place, cache_dir) for run in runs]
     _work(workers, jobs, console)
     _report(chosen, place, console)
 
@@ -95,11 +97,38 @@ class _Worker:
     def tested(self) -> Path:
         return self.place / "evaluations" / self.name
 
+    def check_unchanged(self) -> None:
+        """Refuse to take a run for this study's that an earlier version of its file made.
+
+        Raises:
+            UsageError: lists each changed setting, old and new.
+        """
+        from hidra_cli.errors import UsageError
+        from hidra_cli.resuming import settings_of
+        from hidra_cli.runs import RunDir, read_json
+        from hidra_cli.settings import MAY_CHANGE, changes
+        from hidra_cli.studies import tested_settings
+
+        before = tested_settings(read_json(self.tested / "result.json"))
+        if before is None and (self.run / "config.toml").exists():
+            before = settings_of(RunDir(self.run))
+        if before is None:
+            return
+        now = self.training.resolved
+        if changed := changes(before, now, MAY_CHANGE - {"outer.iterations"}):
+            raise UsageError(
+                f"the run {self.name} in {self.place} was made with other settings",
+                why="\n     ".join(changed),
+                fix="name another folder with --out, or undo the change",
+            )
+
     def command(self) -> list[str] | None:
         """What is to be done next; None where all is done."""
         from hidra_cli.runs import read_json
+        from hidra_cli.studies import evaluate_flags, tested_flags
 
-        if (self.tested / "result.json").exists():
+        tested = read_json(self.tested / "result.json")
+        if tested_flags(tested) == evaluate_flags(self.study, self.training):
             return None
         if read_json(self.run / "result.json").get("iterations") == self.training.iterations:
             flags = self._evaluation()

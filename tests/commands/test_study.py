@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hidra_cli.evaluation import interval
+from hidra_cli.evaluation import Cell, interval
 from hidra_cli.studies import load_study, read_episodes, trainings
 
 from ..conftest import TINY_OPTIONS, Hidra
@@ -52,6 +53,10 @@ per_way = true
 ways = [4]
 settings = {{ model = {{ head = "maml" }} }}
 """
+
+
+def _cells(tested: Path) -> list[Cell]:
+    return read_episodes(tested / "episodes.csv")
 
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "benchmarks").glob("*.toml"))
@@ -107,7 +112,7 @@ def test_a_study_is_trained_tested_told_and_not_done_twice(
     cells = [
         cell
         for seed in (0, 1)
-        for cell in read_episodes(out / "evaluations" / f"any-seed{seed}" / "episodes.csv")
+        for cell in _cells(out / "evaluations" / f"any-seed{seed}")
         if cell.ways == 4
     ]
     row = rows["HIDRA, any way", 4]
@@ -125,6 +130,39 @@ def test_a_study_is_trained_tested_told_and_not_done_twice(
     assert again.json["results"] == found["results"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert interval(cells[0].final)[0] == pytest.approx(row["per_seed"][0])
+
+
+def test_a_changed_study_takes_no_run_of_before(
+    hidra: Hidra, file: Path, tmp_path: Path, cache_dir: Path
+) -> None:
+    file.write_text(file.read_text().replace("[0, 1]", "[0]"))
+    out = tmp_path / "out"
+    command = ["study", file, f"--out={out}", f"--cache-dir={cache_dir}", "--json"]
+    first = hidra(*command)
+    assert first.code == 0, first.err
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*")}
+    text = file.read_text()
+
+    file.write_text(text.replace("iterations = 3", "iterations = 4"))
+    changed = hidra(*command)
+    assert changed.code == 2
+    for said in ("any-seed0", "outer.iterations: 3 → 4", "--out"):
+        assert said in changed.err, changed.err
+
+    file.write_text(text.replace("episodes = 6", "episodes = 8"))
+    tested_anew = hidra(*command)
+    assert tested_anew.code == 0, tested_anew.err
+    scores = [len(cell.final) for cell in _cells(out / "evaluations" / "any-seed0")]
+    assert scores == [8, 8]
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+
+    # What was tested is enough for the table: the runs themselves may be elsewhere.
+    shutil.rmtree(out / "runs")
+    again = hidra(*command)
+    assert again.code == 0, again.err
+    assert again.json["results"] == tested_anew.json["results"]
+    file.write_text(text.replace("filters = 4", "filters = 5"))
+    assert "filters" in hidra(*command).err
 
 
 def test_a_stopped_study_goes_on(hidra: Hidra, file: Path, tmp_path: Path, cache_dir: Path) -> None:
