@@ -74,7 +74,10 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
             mean,
             color=colour,
             marker=_MARKERS[index % len(_MARKERS)],
-            markersize=5,
+            # Lines that coincide stay seen: the first is on top, the next reach out under it.
+            markersize=5 + index,
+            linewidth=1.5 + 0.3 * index,
+            zorder=3 - index / len(lines),
             label=f"{name}, {shots}-shot",
         )
         axes.fill_between(ways, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
