@@ -69,15 +69,16 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
         ways = np.array([c.ways for c in chosen])
         mean, half = problem.scale * np.array([interval(c.final) for c in chosen]).T
         colour = _COLOURS[index % len(_COLOURS)]
+        depth = index / len(lines)
         axes.plot(
             ways,
             mean,
             color=colour,
             marker=_MARKERS[index % len(_MARKERS)],
             # Lines that coincide stay seen: the first is on top, the next reach out under it.
-            markersize=5 + index,
-            linewidth=1.5 + 0.3 * index,
-            zorder=3 - index / len(lines),
+            markersize=5 + 5 * depth,
+            linewidth=1.5 + 1.5 * depth,
+            zorder=3 - depth,
             label=f"{name}, {shots}-shot",
         )
         axes.fill_between(ways, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -188,16 +188,16 @@ def read_episodes(path: Path) -> list[Cell]:
     ]
 
 
-def pooled(study: Study, cells: Mapping[str, Sequence[Cell]]) -> list[Cell]:
+def pooled(study: Study, tested: Iterable[tuple[Training, Sequence[Cell]]]) -> list[Cell]:
     """One cell per model, ways and shots: the episodes of all its seeds, one after the other.
 
     Args:
         study: the study.
-        cells: of each training, by name.
+        tested: all its trainings, each with its cells.
     """
     parts: dict[tuple[str, int, int], list[Cell]] = {}
-    for training in trainings(study):
-        for cell in cells[training.name]:
+    for training, cells in tested:
+        for cell in cells:
             parts.setdefault((training.model, cell.ways, cell.shots), []).append(cell)
     return [
         Cell(

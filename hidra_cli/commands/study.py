@@ -69,7 +69,7 @@ def study(
     for part in ("runs", "configs", "logs", "evaluations"):
         common.made(place / part)
     _work(workers, jobs, console)
-    _report(chosen, place, console)
+    _report(chosen, workers, place, console)
 
 
 @dataclass(eq=False)
@@ -127,11 +127,11 @@ class _Worker:
         from hidra_cli.runs import read_json
         from hidra_cli.studies import evaluate_flags, tested_flags
 
-        tested = read_json(self.tested / "result.json")
-        if tested_flags(tested) == evaluate_flags(self.study, self.training):
+        test = evaluate_flags(self.study, self.training)
+        if tested_flags(read_json(self.tested / "result.json")) == test:
             return None
         if read_json(self.run / "result.json").get("iterations") == self.training.iterations:
-            flags = self._evaluation()
+            flags = ["evaluate", str(self.run), *test, f"--out={self.tested}"]
         else:
             flags = self._training()
         if self.cache_dir is not None:
@@ -150,12 +150,6 @@ class _Worker:
             flags.append(f"--preset={self.study.preset}")
         begun = (self.run / "config.toml").exists()
         return [*flags, f"--resume={self.name}" if begun else f"--name={self.name}"]
-
-    def _evaluation(self) -> list[str]:
-        from hidra_cli.studies import evaluate_flags
-
-        flags = evaluate_flags(self.study, self.training)
-        return ["evaluate", str(self.run), *flags, f"--out={self.tested}"]
 
 
 def _work(workers: list[_Worker], jobs: int, console: Console) -> None:
@@ -228,25 +222,25 @@ def _stop(running: dict[_Worker, subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def _report(chosen: Study, place: Path, console: Console) -> None:
+def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console) -> None:
     from hidra_cli.files import write_atomically, write_json
     from hidra_cli.picture import scores_over_ways
     from hidra_cli.runs import read_json
-    from hidra_cli.studies import markdown, pooled, read_episodes, summary, trainings
+    from hidra_cli.studies import markdown, pooled, read_episodes, summary
 
-    runs = list(trainings(chosen))
-    tested = {run.name: place / "evaluations" / run.name for run in runs}
-    cells = pooled(chosen, {n: read_episodes(path / "episodes.csv") for n, path in tested.items()})
+    cells = pooled(
+        chosen, ((w.training, read_episodes(w.tested / "episodes.csv")) for w in workers)
+    )
     found = summary(chosen, cells)
     table = markdown(chosen, found)
-    first = read_json(tested[runs[0].name] / "result.json")
+    first = read_json(workers[0].tested / "result.json")
     result: dict[str, Any] = {
         "format_version": 1,
         "study": chosen.model_dump(mode="json", exclude_none=True),
         **found,
         "tasks_per_second": {
-            run.name: read_json(place / "runs" / run.name / "result.json").get("tasks_per_second")
-            for run in runs
+            worker.name: read_json(worker.run / "result.json").get("tasks_per_second")
+            for worker in workers
         },
         "dataset_hash": first.get("dataset_hash"),
         "environment": first.get("environment"),
