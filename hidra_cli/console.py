@@ -199,15 +199,19 @@ class Silence(Console):
 
 
 def _plain_lines(console: Console, what: str, whole: int | None) -> Advance:
-    start = last = time.monotonic()
+    last = time.monotonic()
+    begun: tuple[float, int] | None = None  # what is taken up again was not done in this time
 
     def advance(done: int, remark: str = "", *, total: int | None = None) -> None:
-        nonlocal last
+        nonlocal last, begun
         now, goal = time.monotonic(), total or whole or done
+        start, before = begun = begun or (now, done)
         if now - last < _SECONDS_BETWEEN_LINES:
             return
         last = now
-        left = (now - start) / max(done, 1) * (goal - done)
-        console._say(f"{what}: {done}/{goal}, {left:.0f} s left{', ' if remark else ''}{remark}")
+        parts = [f"{done}/{goal}"]
+        if done > before:
+            parts.append(f"{(now - start) / (done - before) * (goal - done):.0f} s left")
+        console._say(f"{what}: {', '.join([*parts, remark] if remark else parts)}")
 
     return advance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hidra_cli.console import printable
-from hidra_cli.problems import CLASSIFICATION
+from hidra_cli.problems import CLASSIFICATION, Problem
 from hidra_cli.store.decode import decode_image
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from hidra_cli.evaluation import Cell
@@ -68,22 +70,11 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
         )
         ways = np.array([c.ways for c in chosen])
         mean, half = problem.scale * np.array([interval(c.final) for c in chosen]).T
-        colour = _COLOURS[index % len(_COLOURS)]
-        depth = index / len(lines)
-        axes.plot(
-            ways,
-            mean,
-            color=colour,
-            marker=_MARKERS[index % len(_MARKERS)],
-            # Lines that coincide stay seen: the first is on top, the next reach out under it.
-            markersize=5 + 5 * depth,
-            linewidth=1.5 + 1.5 * depth,
-            zorder=3 - depth,
-            label=f"{name}, {shots}-shot",
-        )
-        axes.fill_between(ways, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        style = _style(index, len(lines))
+        axes.plot(ways, mean, label=f"{name}, {shots}-shot", **style)
+        _band(axes, ways, mean - half, mean + half, style["color"])
         if len(ways) == 1:  # a band needs two points, a bar one
-            axes.errorbar(ways, mean, yerr=half, color=colour, capsize=4)
+            axes.errorbar(ways, mean, yerr=half, color=style["color"], capsize=4)
     all_ways = sorted({c.ways for c in cells})
     if problem is CLASSIFICATION:
         chance = [100 / n for n in all_ways]
@@ -91,16 +82,113 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
     axes.set_xscale("log")
     axes.set_xticks(all_ways, [str(n) for n in all_ways])
     axes.minorticks_off()
-    # Room for a marker at 100; errors have no end.
-    axes.set_ylim(0, 102 if problem is CLASSIFICATION else None)
     axes.set_xlabel(problem.axis)
     axes.set_ylabel(problem.heading)
     axes.set_title(title, fontsize=10, loc="left")
+    _dressed(axes, problem)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How one training went.
+
+    Attributes:
+        model: its label; several seeds share it.
+        ways: of the training's tasks, as it is set: "2-16".
+        seed: of the training.
+        points: (outer step, validation score) in order.
+    """
+
+    model: str
+    ways: str
+    seed: int
+    points: tuple[tuple[int, float], ...]
+
+
+def learning_curves(curves: Sequence[Curve], title: str, problem: Problem) -> bytes:
+    """Validation over outer steps, a panel for each ways of the training, a line per model: PNG.
+
+    Lines are means over seeds, bands reach from the lowest to the highest of them.
+    """
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys(curve.ways for curve in curves))
+    models = list(dict.fromkeys(curve.model for curve in curves))
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(7.2, 4 * columns), 3.6 * rows + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, ways in zip_longest(grid.flat, panels):
+        if ways is None:
+            axes.set_axis_off()
+            continue
+        for index, model in enumerate(models):
+            seeds = [dict(c.points) for c in curves if (c.model, c.ways) == (model, ways)]
+            if seeds:
+                _learning_line(axes, seeds, problem.scale, model, _style(index, len(models)))
+        if problem is CLASSIFICATION and ways.isdigit():
+            axes.axhline(100 / int(ways), color="0.5", linestyle=":", label="chance")
+        axes.set_xlim(left=0)
+        axes.set_xlabel("outer steps")
+        axes.set_title(f"trained at {ways} ways", fontsize=9, loc="left")
+        _dressed(axes, problem)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"validation {problem.heading}")
+    _legend_below(figure, (*models, "chance"))
+    return _png(figure)
+
+
+def _legend_below(figure: Figure, order: Sequence[str]) -> None:
+    """One legend of all panels."""
+    named: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= zip(labels, handles, strict=True)
+    shown = [label for label in order if label in named]
+    lines = [named[label] for label in shown]
+    look: dict[str, Any] = {"ncols": 3, "frameon": False, "fontsize": 8}
+    figure.legend(lines, shown, loc="outside lower center", **look)
+
+
+def _learning_line(
+    axes: Axes,
+    seeds: Sequence[Mapping[int, float]],
+    scale: float,
+    label: str,
+    style: Mapping[str, Any],
+) -> None:
+    steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
+    values = scale * np.array([[seed[step] for step in steps] for seed in seeds])
+    axes.plot(steps, values.mean(0), label=label, markevery=max(1, len(steps) // 8), **style)
+    _band(axes, steps, values.min(0), values.max(0), style["color"])
+
+
+def _style(index: int, lines: int) -> dict[str, Any]:
+    """Of one line of several. Lines that coincide stay seen: the first is on top, the next reach
+    out under it."""
+    depth = index / lines
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "markersize": 5 + 5 * depth,
+        "linewidth": 1.5 + 1.5 * depth,
+        "zorder": 3 - depth,
+    }
+
+
+def _band(axes: Axes, x: Any, low: Any, high: Any, colour: str) -> None:
+    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _dressed(axes: Axes, problem: Problem) -> None:
+    # Room for a marker at 100; errors have no end.
+    axes.set_ylim(0, 102 if problem is CLASSIFICATION else None)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:

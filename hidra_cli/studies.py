@@ -19,7 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.evaluation import Cell, compare, interval
+from hidra_cli.picture import Curve
 from hidra_cli.problems import PROBLEMS, Problem
+from hidra_cli.report.facts import read_metrics
+from hidra_cli.runs import RunDir
 from hidra_cli.settings import Numbers, Resolved, Settings, format_numbers, resolve
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -210,6 +213,20 @@ def pooled(study: Study, tested: Iterable[tuple[Training, Sequence[Cell]]]) -> l
         )
         for (model, ways, shots), seeds in parts.items()
     ]
+
+
+def learning(
+    study: Study, runs: Iterable[tuple[Training, RunDir]], problem: Problem
+) -> list[Curve]:
+    """The validations of each training; none of a run that is elsewhere."""
+    curves = []
+    for training, run in runs:
+        if points := read_metrics(run, [], problem).validation:
+            ways = format_numbers(training.resolved.settings.tasks.ways)
+            label = study.models[training.model].label or training.model
+            scores = tuple((step, mean) for step, mean, _ in points)
+            curves.append(Curve(label, ways, training.seed, scores))
+    return curves
 
 
 def summary(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +41,7 @@ def study(
 ) -> None:
     """Train and test all models of a study; run it again, and it goes on where it was.
 
-    Writes table.md, study.json and scores.png.
+    Writes table.md, study.json, scores.png and learning.png.
 
     Examples:
 
@@ -224,20 +224,23 @@ def _stop(running: dict[_Worker, subprocess.Popen[bytes]]) -> None:
 
 def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console) -> None:
     from hidra_cli.files import write_atomically, write_json
-    from hidra_cli.picture import scores_over_ways
-    from hidra_cli.runs import read_json
-    from hidra_cli.studies import markdown, pooled, read_episodes, summary
+    from hidra_cli.picture import learning_curves, scores_over_ways
+    from hidra_cli.runs import RunDir, read_json
+    from hidra_cli.studies import learning, markdown, pooled, read_episodes, summary
 
     cells = pooled(
         chosen, ((w.training, read_episodes(w.tested / "episodes.csv")) for w in workers)
     )
     found = summary(chosen, cells)
     table = markdown(chosen, found)
+    problem = cells[0].problem
+    curves = learning(chosen, ((w.training, RunDir(w.run)) for w in workers), problem)
     first = read_json(workers[0].tested / "result.json")
     result: dict[str, Any] = {
         "format_version": 1,
         "study": chosen.model_dump(mode="json", exclude_none=True),
         **found,
+        "learning": [asdict(curve) for curve in curves],
         "tasks_per_second": {
             worker.name: read_json(worker.run / "result.json").get("tasks_per_second")
             for worker in workers
@@ -249,5 +252,9 @@ def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console
     write_atomically(place / "scores.png", scores_over_ways(cells, chosen.title))
     write_json(place / "study.json", result)
     console.print(f"{chosen.title}\n\n{table}")
-    console.print(f"written: {place / 'table.md'}, {place / 'study.json'}, scores.png")
+    pictures = "scores.png"
+    if curves:
+        write_atomically(place / "learning.png", learning_curves(curves, chosen.title, problem))
+        pictures += ", learning.png"
+    console.print(f"written: {place / 'table.md'}, {place / 'study.json'}, {pictures}")
     console.result(result | {"folder": str(place)})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hidra_cli.errors import DataError, HidraError
-from hidra_cli.problems import REGRESSION
+from hidra_cli.problems import CLASSIFICATION, REGRESSION, Problem
 from hidra_cli.runs import RunDir, read_json
 from hidra_cli.settings import MOST_STEPS, MOST_WAYS_OR_SHOTS, Resolved, Settings, resolve
 
@@ -91,7 +91,7 @@ def read_run(path: Path) -> RunFacts:
         )
     notes: list[str] = []
     settings = _settings(run, notes)
-    metrics = _metrics(run, notes)
+    metrics = read_metrics(run, notes)
     result = _object(run.result, notes)
     environment = _object(run.environment, notes) or mapping(result.get("environment"))
     return RunFacts(
@@ -170,8 +170,14 @@ def _settings(run: RunDir, notes: list[str]) -> Resolved | None:
     return found
 
 
-def _metrics(run: RunDir, notes: list[str]) -> Metrics:
-    """The rows that are whole. A step run twice (a run that was cut off) counts once, the later."""
+def read_metrics(run: RunDir, notes: list[str], problem: Problem = CLASSIFICATION) -> Metrics:
+    """The rows that are whole. A step run twice (a run that was cut off) counts once, the later.
+
+    Args:
+        run: the run.
+        notes: gets a line for each thing that cannot be read.
+        problem: whose metric the validations are of.
+    """
     rows: dict[int, dict[str, Any]] = {}
     unreadable = 0
     try:
@@ -191,20 +197,22 @@ def _metrics(run: RunDir, notes: list[str]) -> Metrics:
         notes.append(f"{unreadable} rows of metrics.csv are damaged, and left out.")
     if not rows:
         notes.append("metrics.csv has no rows: the learning curves are left out.")
-    return _series({key: rows[key] for key in sorted(rows)})
+    return _series({key: rows[key] for key in sorted(rows)}, problem)
 
 
-def _series(rows: Mapping[int, Mapping[str, Any]]) -> Metrics:
+def _series(rows: Mapping[int, Mapping[str, Any]], problem: Problem) -> Metrics:
     def column(name: str, high: float) -> list[tuple[int, float]]:
         pairs = ((key, _decimal(row.get(name), high)) for key, row in rows.items())
         return [(key, value) for key, value in pairs if value is not None]
 
-    half = dict(column("validation_interval", 1))
+    high = 1 if problem.unit else 1e9
+    half = dict(column("validation_interval", high))
+    validation = column(f"validation_{problem.key}", high)
     return Metrics(
         max(rows, default=0),
         column("loss", 1e9),
         column("accuracy", 1),
-        [(key, mean, half.get(key, 0.0)) for key, mean in column("validation_accuracy", 1)],
+        [(key, mean, half.get(key, 0.0)) for key, mean in validation],
         [rate for _, rate in column("tasks_per_second", 1e9) if rate > 0],
     )
 

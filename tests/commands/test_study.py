@@ -125,6 +125,13 @@ def test_a_study_is_trained_tested_told_and_not_done_twice(
     mean, half = row["accuracy"], row["interval"]
     assert f"{100 * mean:.2f} ± {100 * half:.2f}" in table
     assert (out / "scores.png").read_bytes().startswith(b"\x89PNG")
+    learned = [(curve["model"], curve["ways"], curve["seed"]) for curve in found["learning"]]
+    of_seed = [("HIDRA, any way", "2-4"), ("maml", "4")]
+    assert learned == [(*run, seed) for seed in (0, 1) for run in of_seed]
+    best = json.loads((out / "runs" / "any-seed0" / "result.json").read_text())["best_validation"]
+    ((iteration, validated),) = found["learning"][0]["points"]  # of 3 steps, the second
+    assert (iteration, validated) == (2, pytest.approx(best["accuracy"], abs=1e-5))
+    assert (out / "learning.png").read_bytes().startswith(b"\x89PNG")
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*")}
     again = hidra(*command)
     assert again.json["results"] == found["results"]
@@ -161,6 +168,8 @@ def test_a_changed_study_takes_no_run_of_before(
     again = hidra(*command)
     assert again.code == 0, again.err
     assert again.json["results"] == tested_anew.json["results"]
+    assert tested_anew.json["learning"] != []
+    assert again.json["learning"] == []
     file.write_text(text.replace("filters = 4", "filters = 5"))
     assert "filters" in hidra(*command).err
 
