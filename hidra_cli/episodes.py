@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hidra_cli.augmentation import augmented
 from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_cli.errors import DataError, UsageError
+from hidra_cli.settings import Augment
 from hidra_cli.store.reader import ClassTable, Int64, PreparedImages
 from hidra_cli.streams import stream_key
 
@@ -53,6 +55,8 @@ class EpisodeSampler:
         seed: of the run.
         within_groups: all classes of a task are of one group, the part of their names before the
             first slash (an Omniglot alphabet), drawn from the groups with enough classes.
+        augment: random changes to every image, from a stream of their own: which images a task
+            has does not depend on it.
 
     Raises:
         UsageError: a number of ways is below two.
@@ -68,6 +72,7 @@ class EpisodeSampler:
         seed: int,
         *,
         within_groups: bool = False,
+        augment: Augment = "none",
     ) -> None:
         check_feasible(table, ways, shots, queries)
         self.table = table
@@ -75,8 +80,10 @@ class EpisodeSampler:
         self.shots = tuple(shots)
         self.queries = queries
         self.seed = seed
+        self.augment = augment
         self._key = stream_key(seed, "episodes", table.split)
         self._shape_key = stream_key(seed, "shapes", table.split)
+        self._augment_key = stream_key(seed, "augmentation", table.split)
         self._groups: Int64 | None = None
         if within_groups:
             self._group_key = stream_key(seed, "groups", table.split)
@@ -109,6 +116,14 @@ class EpisodeSampler:
             tuple(stream_key(self.seed, "head", self.table.split, e) for e in episodes),
         )
 
+    def augment_keys(
+        self, episodes: Sequence[int], ways: int, shots: int
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """A random number for each support and each query image: (T, N·K) and (T, N·Q)."""
+        count = ways * (shots + self.queries)
+        keys = np.stack([_draw(self._augment_key, episode, count) for episode in episodes])
+        return keys[:, : ways * shots], keys[:, ways * shots :]
+
     def _outside(self, episodes: Sequence[int], ways: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which classes are not of an episode's group, one with at least N classes: (T, C)."""
         assert self._groups is not None
@@ -128,9 +143,14 @@ class EpisodeSampler:
     ) -> TaskBatch:
         """The images of some episodes, as tensors on `device`."""
         chosen = self.indices(episodes, ways, shots)
+        support, query = images.gather(chosen.support), images.gather(chosen.query)
+        if self.augment != "none":
+            for_support, for_query = self.augment_keys(episodes, ways, shots)
+            support = augmented(support, for_support, self.augment)
+            query = augmented(query, for_query, self.augment)
         return TaskBatch(
-            _examples(images, chosen.support, ways, device),
-            _examples(images, chosen.query, ways, device),
+            _examples(support, ways, device),
+            _examples(query, ways, device),
             ways,
             shots,
             chosen.generator_keys,
@@ -208,10 +228,10 @@ def _draw(key: int, counter: int, count: int) -> np.ndarray[tuple[int], np.dtype
     return np.random.Philox(key=key, counter=[0, 0, 0, counter]).random_raw(count)
 
 
-def _examples(images: PreparedImages, indices: Int64, ways: int, device: torch.device) -> Examples:
-    gathered = images.gather(indices)
+def _examples(gathered: torch.Tensor, ways: int, device: torch.device) -> Examples:
     if device.type == "cuda" and gathered.device.type == "cpu":
         gathered = gathered.pin_memory()  # only from such memory a copy keeps nobody waiting
     pixels = gathered.to(device, non_blocking=True).float().div_(255)
-    labels = torch.arange(ways, device=device).repeat_interleave(indices.shape[1] // ways)
-    return Examples(pixels, labels.expand(len(indices), -1))
+    tasks, images = gathered.shape[:2]
+    labels = torch.arange(ways, device=device).repeat_interleave(images // ways)
+    return Examples(pixels, labels.expand(tasks, -1))

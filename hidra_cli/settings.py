@@ -106,6 +106,9 @@ Numbers = Annotated[
 ]
 
 
+Augment = Literal["none", "flip", "flip-crop"]
+
+
 def _literal(annotation: Any, value: Any) -> Any:
     """The choice of a Literal that a text spells: "2" is 2 for Literal[1, 2]."""
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
@@ -142,11 +145,15 @@ class TaskSettings(_Section):
     """What a task looks like. One number of ways and shots is drawn per meta-batch.
 
     Of functions, ways are outputs, and shots and queries count points of the task in all.
+    `augment` changes the images of training tasks at random: "flip" mirrors every second one left
+    to right, "flip-crop" also shifts each by up to an eighth of its side. Tests are on images as
+    they are. It is not for pictures in which left and right tell classes apart.
     """
 
     ways: Numbers = tuple(range(2, 21))
     shots: Numbers = (1,)
     queries: int = Field(5, ge=1, le=MOST_WAYS_OR_SHOTS)
+    augment: Augment = "none"
 
 
 class ModelSettings(_Section):

@@ -14,6 +14,7 @@ from hidra_cli.episodes import EpisodeSampler
 from hidra_cli.errors import UsageError
 from hidra_cli.functions import FunctionSampler, FunctionTasks
 from hidra_cli.problems import Problem
+from hidra_cli.settings import Augment
 from hidra_cli.store.reader import PreparedImages
 
 
@@ -78,6 +79,7 @@ def sampler_of(
     seed: int,
     *,
     within_groups: bool = False,
+    augment: Augment = "none",
 ) -> Sampler:
     """The tasks of one split.
 
@@ -87,6 +89,7 @@ def sampler_of(
         queries: query examples: per class, of functions in all.
         seed: of the run.
         within_groups: the classes of a task are of one group, such as an alphabet.
+        augment: random changes to every image.
 
     Raises:
         UsageError, DataError: a task that can be asked for cannot be drawn.
@@ -98,10 +101,18 @@ def sampler_of(
                 why="its tasks are functions",
                 fix="leave --within-groups out",
             )
+        if augment != "none":
+            raise UsageError(
+                f"{source.dataset} has no images to augment",
+                why="its tasks are functions",
+                fix="--augment none",
+            )
         return FunctionSampler(split, tuple(ways), tuple(shots), queries, seed)
     assert isinstance(source, PreparedImages)
     table = source.table(split)
-    return EpisodeSampler(table, ways, shots, queries, seed, within_groups=within_groups)
+    return EpisodeSampler(
+        table, ways, shots, queries, seed, within_groups=within_groups, augment=augment
+    )
 
 
 def brought_near(source: TaskSource, device: torch.device) -> TaskSource:

@@ -139,7 +139,7 @@ class MetaTrainer:
         self.world = world
         self.inner = inner_loop(settings)
         self.train_episodes = sampler_of(
-            data, "train", tasks.ways, tasks.shots, tasks.queries, seed
+            data, "train", tasks.ways, tasks.shots, tasks.queries, seed, augment=tasks.augment
         )
         if device.type == "cuda" and isinstance(self.train_episodes, EpisodeSampler):
             self.train_episodes = Ahead(self.train_episodes)  # on a CPU it gains nothing

@@ -25,7 +25,7 @@ FLOORS = [
         "launch",
         "problems",
     },
-    {"crew"},
+    {"augmentation", "crew"},
     {"store", "engine", "checkpoints", "world"},
     {"runs"},
     {"ahead", "components", "contracts", "episodes", "functions", "pictures", "task_sources"},

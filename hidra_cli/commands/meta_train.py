@@ -29,6 +29,7 @@ _FLAGS = {
     "ways": "tasks.ways",
     "shots": "tasks.shots",
     "queries": "tasks.queries",
+    "augment": "tasks.augment",
     "backbone": "model.backbone",
     "head": "model.head",
     "normalization": "model.normalization",
@@ -84,6 +85,9 @@ def meta_train(
     ] = None,
     shots: Annotated[str | None, _option("Tasks", "Support images per class. [1]")] = None,
     queries: Annotated[str | None, _option("Tasks", "Query images per class. [5]")] = None,
+    augment: Annotated[
+        str | None, _option("Tasks", "Training images at random: none, flip or flip-crop. [none]")
+    ] = None,
     backbone: Annotated[
         str | None,
         _option("Model", "Name of a backbone. [conv4]", autocompletion=completing.backbones),

@@ -58,6 +58,7 @@ HEADS = {
     "hidra": [],
     "hidra-slots": ["--head=hidra", "--head-opt=master=slots"],
     "hidra-learned": ["--rates=learned", "--multi-step=5", "--second-order-from=3"],
+    "hidra-augment": ["--augment=flip-crop"],
     "hidra-sigmoid": ["--loss=sigmoid", "--inner-lr=0.1"],
     "maml": ["--head=maml", "--ways=3"],
     "protomaml": ["--head=protomaml"],
