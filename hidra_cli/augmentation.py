@@ -16,7 +16,7 @@ _SHIFT_SHARE = 8
 
 
 def augmented(images: Tensor, keys: npt.NDArray[np.uint64], augment: Augment) -> Tensor:
-    """Images mirrored left to right, every second one; shifted too under "flip-crop".
+    """Images mirrored left to right ("flip": half of them), shifted ("crop"), or both.
 
     What a shift brings in from outside is the image reflected at its edge.
 
@@ -30,8 +30,9 @@ def augmented(images: Tensor, keys: npt.NDArray[np.uint64], augment: Augment) ->
     height, width = images.shape[-2:]
     rows = np.broadcast_to(np.arange(height), (*keys.shape, height))
     columns = np.broadcast_to(np.arange(width), (*keys.shape, width))
-    columns = np.where((keys & np.uint64(1))[..., None] == 1, columns[..., ::-1], columns)
-    if augment == "flip-crop":
+    if "flip" in augment:
+        columns = np.where((keys & np.uint64(1))[..., None] == 1, columns[..., ::-1], columns)
+    if "crop" in augment:
         rows = _shifted(rows, keys >> np.uint64(8))
         columns = _shifted(columns, keys >> np.uint64(32))
     pixels = rows[..., :, None] * width + columns[..., None, :]

@@ -106,7 +106,7 @@ Numbers = Annotated[
 ]
 
 
-Augment = Literal["none", "flip", "flip-crop"]
+Augment = Literal["none", "flip", "crop", "flip-crop"]
 
 
 def _literal(annotation: Any, value: Any) -> Any:
@@ -145,9 +145,9 @@ class TaskSettings(_Section):
     """What a task looks like. One number of ways and shots is drawn per meta-batch.
 
     Of functions, ways are outputs, and shots and queries count points of the task in all.
-    `augment` changes the images of training tasks at random: "flip" mirrors every second one left
-    to right, "flip-crop" also shifts each by up to an eighth of its side. Tests are on images as
-    they are. It is not for pictures in which left and right tell classes apart.
+    `augment` changes the images of training tasks at random: "crop" shifts each by up to an eighth
+    of its side, "flip" mirrors half of them left to right (not for characters, where that makes
+    another class), "flip-crop" does both. Validation and test are on images as they are.
     """
 
     ways: Numbers = tuple(range(2, 21))

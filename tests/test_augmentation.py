@@ -19,7 +19,7 @@ from tests.commands.test_bad_input import assert_refused
 from tests.conftest import Hidra
 from tests.test_training import settings_of
 
-CHANGES: list[Augment] = ["flip", "flip-crop"]
+CHANGES: list[Augment] = ["flip", "crop", "flip-crop"]
 CPU = torch.device("cpu")
 
 
@@ -46,9 +46,12 @@ def windows(image: Tensor, most: tuple[int, int]) -> dict[tuple[bool, int, int],
     return found
 
 
-@pytest.mark.parametrize(("augment", "most"), [("flip", (0, 0)), ("flip-crop", (2, 3))])
+@pytest.mark.parametrize(
+    ("augment", "most", "mirrored"),
+    [("flip", (0, 0), 2), ("crop", (2, 3), 1), ("flip-crop", (2, 3), 2)],
+)
 def test_every_change_is_one_that_may_be_and_all_that_may_be_occur(
-    augment: Augment, most: tuple[int, int]
+    augment: Augment, most: tuple[int, int], mirrored: int
 ) -> None:
     images = pictures(10, 70, 16, 24)
     changed = augmented(images, random_keys(10, 70), augment)
@@ -59,7 +62,7 @@ def test_every_change_is_one_that_may_be_and_all_that_may_be_occur(
         which = [how for how, one in windows(before, most).items() if torch.equal(one, after)]
         assert len(which) == 1
         seen[which[0]] = seen.get(which[0], 0) + 1
-    kinds = 2 * (2 * most[0] + 1) * (2 * most[1] + 1)
+    kinds = mirrored * (2 * most[0] + 1) * (2 * most[1] + 1)
     assert len(seen) == kinds
     expected = 700 / kinds
     chi_square = sum((count - expected) ** 2 / expected for count in seen.values())

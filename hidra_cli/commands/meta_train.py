@@ -86,7 +86,8 @@ def meta_train(
     shots: Annotated[str | None, _option("Tasks", "Support images per class. [1]")] = None,
     queries: Annotated[str | None, _option("Tasks", "Query images per class. [5]")] = None,
     augment: Annotated[
-        str | None, _option("Tasks", "Training images at random: none, flip or flip-crop. [none]")
+        str | None,
+        _option("Tasks", "Random training images: none, flip, crop or flip-crop. [none]"),
     ] = None,
     backbone: Annotated[
         str | None,
