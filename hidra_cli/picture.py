@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Okabe & Ito's palette, told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
+_LETTERS_PER_INCH, _LETTERS_OF_A_MARK = 16, 6  # of a legend
 _SHOWN = (96, 96)  # pixels of a picture in a gallery
 
 
@@ -90,6 +91,47 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
     return _png(figure)
 
 
+def differences_over_ways(rows: Sequence[Mapping[str, Any]], title: str, problem: Problem) -> bytes:
+    """What separates each further model from the first, with 95 % intervals: PNG.
+
+    Args:
+        rows: of `compare`, at least one.
+        title: above it.
+        problem: what the tasks ask for.
+    """
+    from matplotlib.figure import Figure
+
+    lines = list(dict.fromkeys((row["model"], row["shots"]) for row in rows))
+    all_ways = sorted({row["ways"] for row in rows})
+    size = max(7.2, 1.8 * len(all_ways)), 4 + 0.15 * len(lines)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="0.3", linewidth=1)
+    for index, (model, shots) in enumerate(lines):
+        own = [row for row in rows if (row["model"], row["shots"]) == (model, shots)]
+        # Beside each other, so that no interval hides another: each ways has a unit of the axis.
+        aside = 0.7 * ((index + 0.5) / len(lines) - 0.5)
+        turn, place = divmod(index + 1, len(_COLOURS))  # hollow the second time round
+        axes.errorbar(
+            [all_ways.index(row["ways"]) + aside for row in own],
+            [problem.scale * row["difference"] for row in own],
+            yerr=[problem.scale * row["interval"] for row in own],
+            label=f"{model}, {shots}-shot",
+            color=_COLOURS[place],
+            marker=_MARKERS[place],
+            markerfacecolor="white" if turn % 2 else _COLOURS[place],
+            linestyle="none",
+            capsize=2,
+        )
+    axes.set_xticks(range(len(all_ways)), [str(n) for n in all_ways])
+    axes.set_xlabel(problem.axis)
+    axes.set_ylabel(f"difference of {problem.heading}")
+    axes.set_title(f"{title}\nminus {rows[0]['minus']}", fontsize=10, loc="left")
+    _plain(axes)
+    _legend_below(figure, [f"{model}, {shots}-shot" for model, shots in lines])
+    return _png(figure)
+
+
 @dataclass(frozen=True)
 class Curve:
     """How one training went.
@@ -149,7 +191,9 @@ def _legend_below(figure: Figure, order: Sequence[str]) -> None:
         named |= zip(labels, handles, strict=True)
     shown = [label for label in order if label in named]
     lines = [named[label] for label in shown]
-    look: dict[str, Any] = {"ncols": 3, "frameon": False, "fontsize": 8}
+    widest = max(map(len, shown), default=0)
+    fitting = int(_LETTERS_PER_INCH * figure.get_figwidth()) // (widest + _LETTERS_OF_A_MARK)
+    look: dict[str, Any] = {"ncols": min(3, max(1, fitting)), "frameon": False, "fontsize": 8}
     figure.legend(lines, shown, loc="outside lower center", **look)
 
 
@@ -186,6 +230,10 @@ def _band(axes: Axes, x: Any, low: Any, high: Any, colour: str) -> None:
 def _dressed(axes: Axes, problem: Problem) -> None:
     # Room for a marker at 100; errors have no end.
     axes.set_ylim(0, 102 if problem is CLASSIFICATION else None)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

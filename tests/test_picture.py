@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from hidra_cli.picture import _COLOURS, Curve, learning_curves
+from hidra_cli.picture import _COLOURS, Curve, differences_over_ways, learning_curves
 from hidra_cli.problems import CLASSIFICATION, REGRESSION, Problem
 
 
@@ -40,3 +41,36 @@ def test_seeds_of_different_length_are_shown_as_far_as_all_went() -> None:
     assert learning_curves(curves, "t", CLASSIFICATION) == learning_curves(
         short, "t", CLASSIFICATION
     )
+
+
+def _columns(picture: Image.Image, colour: str) -> int:
+    """Groups of neighbouring columns that hold some of a colour."""
+    found = (np.asarray(picture.convert("RGB")) == ImageColor.getrgb(colour)).all(2).any(0)
+    return int((np.diff(found.astype(int)) == 1).sum())
+
+
+def _height(picture: Image.Image, colour: str) -> float:
+    """How far from the lower edge a colour is, on average."""
+    found = (np.asarray(picture.convert("RGB")) == ImageColor.getrgb(colour)).all(2)
+    return picture.height - float(np.nonzero(found)[0].mean())
+
+
+def test_differences_stand_beside_each_other_at_each_number_of_ways() -> None:
+    def row(model: str, ways: int, difference: float) -> dict[str, Any]:
+        size = {"ways": ways, "shots": 1, "difference": difference, "interval": 0.02}
+        return {"model": model, "minus": "one"} | size
+
+    ways = (2, 5, 20)
+    rows = [row(model, n, 0.05) for model in ("b", "c") for n in ways]
+    picture = Image.open(io.BytesIO(differences_over_ways(rows, "t", CLASSIFICATION)))
+    # The two models at the same place would hide each other; each also has an entry in the legend.
+    assert [_columns(picture, colour) for colour in _COLOURS[:3]] == [0, 4, 4]
+
+
+def test_a_model_that_is_worse_stands_lower() -> None:
+    row = {"minus": "one", "ways": 5, "shots": 1, "interval": 0.001}
+    rows = [row | {"model": "b", "difference": 0.3}, row | {"model": "c", "difference": -0.3}]
+    picture = Image.open(io.BytesIO(differences_over_ways(rows, "t", CLASSIFICATION)))
+    plot = picture.crop((0, 0, picture.width, int(0.8 * picture.height)))  # without the legend
+    better, worse = (_height(plot, colour) for colour in _COLOURS[1:3])
+    assert better > worse + 0.5 * plot.height

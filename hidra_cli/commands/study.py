@@ -41,7 +41,7 @@ def study(
 ) -> None:
     """Train and test all models of a study; run it again, and it goes on where it was.
 
-    Writes table.md, study.json, scores.png and learning.png.
+    Writes table.md, study.json, scores.png, differences.png and learning.png.
 
     Examples:
 
@@ -224,7 +224,7 @@ def _stop(running: dict[_Worker, subprocess.Popen[bytes]]) -> None:
 
 def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console) -> None:
     from hidra_cli.files import write_atomically, write_json
-    from hidra_cli.picture import learning_curves, scores_over_ways
+    from hidra_cli.picture import differences_over_ways, learning_curves, scores_over_ways
     from hidra_cli.runs import RunDir, read_json
     from hidra_cli.studies import learning, markdown, pooled, read_episodes, summary
 
@@ -249,12 +249,14 @@ def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console
         "environment": first.get("environment"),
     }
     write_atomically(place / "table.md", f"# {chosen.title}\n\n{table}".encode())
-    write_atomically(place / "scores.png", scores_over_ways(cells, chosen.title))
+    pictures = {"scores.png": scores_over_ways(cells, chosen.title)}
+    if minus := found["differences"]:
+        pictures["differences.png"] = differences_over_ways(minus, chosen.title, problem)
+    if curves:
+        pictures["learning.png"] = learning_curves(curves, chosen.title, problem)
+    for name, picture in pictures.items():
+        write_atomically(place / name, picture)
     write_json(place / "study.json", result)
     console.print(f"{chosen.title}\n\n{table}")
-    pictures = "scores.png"
-    if curves:
-        write_atomically(place / "learning.png", learning_curves(curves, chosen.title, problem))
-        pictures += ", learning.png"
-    console.print(f"written: {place / 'table.md'}, {place / 'study.json'}, {pictures}")
+    console.print(f"written: {place / 'table.md'}, {place / 'study.json'}, {', '.join(pictures)}")
     console.result(result | {"folder": str(place)})

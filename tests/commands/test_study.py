@@ -131,6 +131,7 @@ def test_a_study_is_trained_tested_told_and_not_done_twice(
     best = json.loads((out / "runs" / "any-seed0" / "result.json").read_text())["best_validation"]
     ((iteration, validated),) = found["learning"][0]["points"]  # of 3 steps, the second
     assert (iteration, validated) == (2, pytest.approx(best["accuracy"], abs=1e-5))
+    assert (out / "differences.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "learning.png").read_bytes().startswith(b"\x89PNG")
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*")}
     again = hidra(*command)
