@@ -24,7 +24,8 @@ def test_a_run_leaves_everything_that_is_needed_to_trust_it(runs_dir: Path) -> N
         "result.json",
     }
     config = tomllib.loads((run / "config.toml").read_text())
-    assert config["tasks"] == {"ways": "2-5", "shots": "1", "queries": 3}
+    tasks = {"ways": "2-5", "shots": "1", "queries": 3, "augment": "none"}
+    assert config["tasks"] == tasks
     result = json.loads((run / "result.json").read_text())
     assert [row["ways"] for row in result["test"]] == [2, 5, 10]
     assert all(0 <= row["accuracy"] <= 1 and row["episodes"] == 4 for row in result["test"])
