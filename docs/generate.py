@@ -94,9 +94,9 @@ def settings_page() -> str:
         "```\nhidra meta-train --preset omniglot-5way --ways 10 --print-config\n```",
         "`5`, `2-20` and `2,5,10` are numbers of ways or shots. Options of plugins are repeated "
         "flags (`--bb-opt filters=32 --bb-opt init=torch`), `filters=32,init=torch` in a variable, "
-        "and a table in TOML; the last section lists them. A run that is resumed may change only "
-        + ", ".join(f"`{key}`" for key in sorted(MAY_CHANGE))
-        + ".",
+        "and a table in TOML; the last section lists them. Those of one plugin are joined over all "
+        "of these; who names another plugin starts from its defaults. A run that is resumed may "
+        "change only " + ", ".join(f"`{key}`" for key in sorted(MAY_CHANGE)) + ".",
     ]
     for section, field in Settings.model_fields.items():
         model: Any = field.annotation

@@ -1,6 +1,7 @@
 """Every setting of a run, one model per concern, and where each value came from.
 
-Precedence: flag > `HIDRA_<SECTION>_<KEY>` variable > `--config` file > `--preset` > default.
+Precedence: flag > `HIDRA_<SECTION>_<KEY>` variable > `--config` file > `--preset` > default. The
+options of one plugin are joined over the layers; a layer that names another plugin drops them.
 """
 
 from __future__ import annotations
@@ -124,13 +125,7 @@ class _Section(BaseModel):
         """Flags and variables are text; true and false are no numbers."""
         if isinstance(value, bool):
             raise ValueError("true and false are not expected here")
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, str) and get_origin(annotation) is dict:  # from a variable: a=1,b=2
-            try:
-                return parse_assignments(filter(str.strip, value.split(",")), str(info.field_name))
-            except UsageError as exc:
-                raise ValueError(f"{exc.why}: write name=value,other=value") from exc
-        return _literal(annotation, value)
+        return _literal(cls.model_fields[str(info.field_name)].annotation, value)
 
 
 class DatasetSettings(_Section):
@@ -268,7 +263,7 @@ class Resolved:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(dotted key, value, origin), in the order of the models."""
-        flat = _flatten(self.settings.model_dump())
+        flat = flatten(self.settings.model_dump())
         return [
             (key, "–" if value is None else str(value), self.origins.get(key, "default"))
             for key, value in flat.items()
@@ -297,32 +292,34 @@ def resolve(
     """
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if base is not None:
-        layers.append((base[0], _flatten(base[1])))
+        layers.append((base[0], flatten(base[1])))
     if preset is not None:
-        layers.append((f"preset {preset}", _flatten(_parse_toml(preset_text(preset), preset))))
+        layers.append((f"preset {preset}", flatten(_parse_toml(preset_text(preset), preset))))
     if config is not None:
-        layers.append((str(config), _flatten(_parse_toml(_read(config), str(config)))))
+        layers.append((str(config), flatten(_parse_toml(_read(config), str(config)))))
     layers.append(("environment", _from_environment(os.environ if environ is None else environ)))
     layers.append(("flag", flags))
 
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = {key: _DEFAULTS[key] for key in _PLUGIN_OPTIONS}
     origins: dict[str, str] = {}
     problems: list[str] = []
     for origin, layer in layers:
+        good = {}
         for key, value in layer.items():
             if not _is_known(key):
                 known = _VARIABLES if origin == "environment" else _KEYS
                 problems.append(f"{key} ({origin}): unknown key. {nearest(key, known)}".strip())
                 continue
             try:
-                _check_values(value)
+                good[key] = _checked(key, value)
             except ValueError as exc:
                 problems.append(f"{key} ({origin}): {exc}")
-                continue
-            merged[key] = value
-            origins[key] = origin
+        lay_over(merged, good)
+        for key, value in good.items():
+            joined = key in origins and merged[key] != value
+            origins[key] = f"{origins[key]}, {origin}" if joined else origin
     try:
-        settings = Settings.model_validate(_nest(merged))
+        settings = Settings.model_validate(nest(merged))
     except ValidationError as exc:
         problems += [_describe(error, origins) for error in exc.errors()]
     if problems:
@@ -331,7 +328,17 @@ def resolve(
             why="\n     ".join(problems),
             fix="`hidra meta-train --print-config` shows every setting, its value and origin",
         )
-    return Resolved(settings, origins)
+    return Resolved(settings, {key: origin for key, origin in origins.items() if key in merged})
+
+
+def lay_over(below: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer of flat settings over others; options join those of the same plugin below."""
+    for name, options in _PLUGIN_OPTIONS.items():
+        if name in below and layer.get(name, below[name]) != below[name]:
+            below.pop(options, None)
+    for key, value in layer.items():
+        both = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
+        below[key] = {**below[key], **value} if both else value
 
 
 def check_resumable(before: Settings, now: Resolved) -> None:
@@ -354,7 +361,7 @@ def check_resumable(before: Settings, now: Resolved) -> None:
 
 def changes(before: Settings, now: Resolved, may_change: Collection[str]) -> list[str]:
     """A line for each setting that differs, old and new, but for those that may."""
-    old, new = (_flatten(s.model_dump()) for s in (before, now.settings))
+    old, new = (flatten(s.model_dump()) for s in (before, now.settings))
     return [
         f"{key}: {old[key]} → {new[key]} ({now.origins.get(key, 'default')})"
         for key in old
@@ -442,6 +449,12 @@ def _model_of(annotation: Any) -> type[BaseModel]:
 
 
 _KEYS = _keys()
+# Which setting names the plugin that other settings are options of.
+_PLUGIN_OPTIONS = {
+    "dataset.name": "dataset.options",
+    "model.backbone": "model.backbone_options",
+    "model.head": "model.head_options",
+}
 _VARIABLES = {f"HIDRA_{key.replace('.', '_').upper()}": key for key in _KEYS}
 
 
@@ -449,7 +462,7 @@ def _is_known(key: str) -> bool:
     return key in _KEYS
 
 
-def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     """{"tasks": {"ways": 5}} → {"tasks.ways": 5}; option tables stay whole."""
     flat: dict[str, Any] = {}
     for section, content in nested.items():
@@ -460,12 +473,15 @@ def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     nested: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
     return nested
+
+
+_DEFAULTS = flatten(Settings().model_dump())
 
 
 def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
@@ -511,6 +527,17 @@ def _parse_toml(text: str, origin: str) -> dict[str, Any]:
         return found
     except (ValueError, RecursionError) as exc:  # also numbers and nesting beyond all measure
         raise UsageError(f"{origin} is not valid TOML", why=str(exc)) from exc
+
+
+def _checked(key: str, value: Any) -> Any:
+    """A layer's value; the options that a variable spells, a=1,b=2, as a table."""
+    _check_values(value)
+    if isinstance(value, str) and key in _PLUGIN_OPTIONS.values():
+        try:
+            return parse_assignments(filter(str.strip, value.split(",")), key)
+        except UsageError as exc:
+            raise ValueError(f"{exc.why}: write name=value,other=value") from exc
+    return value
 
 
 def _check_values(value: Any) -> None:

@@ -23,7 +23,16 @@ from hidra_cli.picture import Curve
 from hidra_cli.problems import PROBLEMS, Problem
 from hidra_cli.report.facts import read_metrics
 from hidra_cli.runs import RunDir
-from hidra_cli.settings import Numbers, Resolved, Settings, format_numbers, resolve
+from hidra_cli.settings import (
+    Numbers,
+    Resolved,
+    Settings,
+    flatten,
+    format_numbers,
+    lay_over,
+    nest,
+    resolve,
+)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -140,30 +149,15 @@ def trainings(study: Study) -> Iterator[Training]:
         for name, model in study.models.items():
             ways = model.ways or study.evaluation.ways
             for chosen in [(n,) for n in ways] if model.per_way else [ways]:
-                own: dict[str, dict[str, Any]] = {"run": {"seed": seed}}
+                settings = flatten(study.settings)
+                lay_over(settings, flatten(model.settings))
+                settings["run.seed"] = seed
                 if model.per_way:
-                    own["tasks"] = {"ways": chosen[0]}
-                settings = _merged(study.settings, model.settings, own)
-                resolved = resolve(_flat(settings), preset=study.preset, environ={})
+                    settings["tasks.ways"] = chosen[0]
+                resolved = resolve(settings, preset=study.preset, environ={})
                 suffix = f"-{chosen[0]}w" if model.per_way else ""
                 run = f"{name}{suffix}-seed{seed}"
-                yield Training(run, name, seed, settings, resolved, chosen)
-
-
-def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{part}.{key}": v for part, keys in settings.items() for key, v in keys.items()}
-
-
-def _merged(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Settings of several layers, the last one first; option tables are merged too."""
-    whole: dict[str, dict[str, Any]] = {}
-    for layer in layers:
-        for section, keys in layer.items():
-            place = whole.setdefault(section, {})
-            for key, value in keys.items():
-                both = isinstance(value, Mapping) and isinstance(place.get(key), Mapping)
-                place[key] = {**place[key], **value} if both else value
-    return whole
+                yield Training(run, name, seed, nest(settings), resolved, chosen)
 
 
 def read_episodes(path: Path) -> list[Cell]:

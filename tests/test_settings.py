@@ -21,6 +21,7 @@ from hidra_cli.settings import (
     RunSettings,
     Settings,
     TaskSettings,
+    flatten,
     format_numbers,
     parse_assignments,
     parse_numbers,
@@ -158,6 +159,45 @@ def test_a_lower_layer_s_bad_value_does_not_matter_when_overridden(tmp_path: Pat
     config = write(tmp_path / "own.toml", "[run]\nseed = -1\n")
     found = resolve({}, config=config, environ={"HIDRA_RUN_SEED": "7"})
     assert found.settings.run.seed == 7
+
+
+def test_options_of_one_plugin_are_joined_over_the_layers() -> None:
+    environ = {"HIDRA_MODEL_BACKBONE_OPTIONS": "filters=32,blocks=3"}
+    flags = {"model.backbone_options": {"blocks": "2"}}
+    found = resolve(flags, preset="maml-omniglot", environ=environ)
+    expected = {"filters": "32", "downsample": "stride", "blocks": "2"}
+    assert found.settings.model.backbone_options == expected
+    origin = found.origins["model.backbone_options"]
+    assert origin == "preset maml-omniglot, environment, flag"
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("dataset.name", "dataset.options"),
+        ("model.backbone", "model.backbone_options"),
+        ("model.head", "model.head_options"),
+    ],
+)
+@pytest.mark.parametrize("own", [{}, {"x": "1"}])
+def test_another_plugin_does_not_get_the_options_of_the_one_before(
+    key: str, options: str, own: dict[str, str]
+) -> None:
+    before = resolve({}, preset="hidra-omniglot", environ={})
+    assert flatten(before.settings.model_dump())[options]
+    flags = {key: "other"} | ({options: own} if own else {})
+    found = resolve(flags, preset="hidra-omniglot", environ={})
+    assert flatten(found.settings.model_dump())[options] == own
+    assert found.origins.get(options) == ("flag" if own else None)
+    named = {key: flatten(before.settings.model_dump())[key]}
+    assert resolve(named, preset="hidra-omniglot", environ={}).settings == before.settings
+
+
+def test_the_default_plugin_s_options_are_not_given_to_another(tmp_path: Path) -> None:
+    config = write(tmp_path / "own.toml", "[model.head_options]\nmaster = 'slots'\n")
+    assert resolve({}, config=config, environ={}).settings.model.head_options
+    found = resolve({"model.head": "zero"}, config=config, environ={})
+    assert not found.settings.model.head_options
 
 
 def test_the_process_s_own_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,19 @@ def test_a_study_plans_every_model_seed_and_number_of_ways(file: Path) -> None:
     assert {run.iterations for run in runs} == {3}
 
 
+def test_a_model_s_options_join_the_study_s_and_not_those_of_another_head(file: Path) -> None:
+    more = STUDY.replace(
+        "backbone_options = { filters = 4 }",
+        'head = "cosine"\nhead_options = { scale = 5.0 }\nbackbone_options = { filters = 4 }',
+    )
+    more += "[models.deep]\nsettings = { model = { backbone_options = { blocks = 2 } } }\n"
+    file.write_text(more)
+    of = {t.model: t.resolved.settings.model for t in trainings(load_study(file))}
+    assert of["deep"].backbone_options == {"filters": 4, "blocks": 2}
+    assert of["deep"].head_options == of["any"].head_options == {"scale": 5.0}
+    assert (of["maml"].head, of["maml"].head_options) == ("maml", {})
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_the_studies_of_this_project_are_valid(path: Path) -> None:
     study = load_study(path)
