@@ -100,14 +100,34 @@ class Hidra(_Linear):
 
 
 class Maml(_Linear):
-    """One meta-learned neuron per way, for a fixed number of ways (Finn et al. 2017)."""
+    """One meta-learned neuron per way, for a fixed number of ways (Finn et al. 2017).
+
+    How far apart the neurons start decides a lot: `small` is nearly HIDRA's identical neurons.
+    The three starts are those of the authors' code for fully connected networks (`small`, of
+    standard deviation 0.01), for miniImageNet (`xavier`, uniform) and for Omniglot (`normal`, of
+    standard deviation 1): github.com/cbfinn/maml, maml.py.
+    """
 
     any_ways = False
 
-    def __init__(self, features: int, max_ways: int) -> None:
+    def __init__(
+        self,
+        features: int,
+        max_ways: int,
+        *,
+        start: Annotated[
+            Literal["small", "xavier", "normal"],
+            "how its neurons start: nearly identical, or apart, as in the authors' networks for "
+            "miniImageNet and for Omniglot",
+        ] = "small",
+    ) -> None:
         super().__init__(features, max_ways)
-        # Nearly identical neurons learn sooner; 0.01 as in the authors' fully connected networks.
-        self.weight = nn.Parameter(nn.init.normal_(torch.empty(max_ways, features), std=0.01))
+        weight = torch.empty(max_ways, features)
+        if start == "xavier":
+            nn.init.xavier_uniform_(weight)
+        else:
+            nn.init.normal_(weight, std=0.01 if start == "small" else 1.0)
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(max_ways))
 
     def initialize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 
 from hidra_cli.api import Head
-from hidra_plugins.heads import Cosine, ProtoMaml
+from hidra_plugins.heads import Cosine, Maml, ProtoMaml
 
 UNEVEN = torch.tensor([0, 2, 1, 2, 0, 1, 1])  # classes of unequal sizes, in no order
 
@@ -15,6 +17,21 @@ UNEVEN = torch.tensor([0, 2, 1, 2, 0, 1, 1])  # classes of unequal sizes, in no 
 def features(rows: int, seed: int, size: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, size, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("start", "spread"), [("small", 0.01), ("xavier", (2 / (800 + 50)) ** 0.5), ("normal", 1.0)]
+)
+def test_mamls_neurons_start_as_far_apart_as_asked(
+    start: Literal["small", "xavier", "normal"], spread: float
+) -> None:
+    torch.manual_seed(0)
+    head = Maml(800, 50, start=start)
+    support, labels = torch.zeros(50, 800), torch.arange(50)
+    weights = head.initialize(50, support, labels, torch.Generator())
+    assert weights["weight"].std(dim=0).mean().item() == pytest.approx(spread, rel=0.03)
+    assert weights["weight"].mean().item() == pytest.approx(0, abs=spread / 50)
+    assert not weights["bias"].any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.05])
