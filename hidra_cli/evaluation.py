@@ -6,7 +6,7 @@ Shapes: E episodes, S inner steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -184,24 +184,34 @@ def evaluate_plan(
     return cells
 
 
-def compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Paired differences of every model to the first, on the same episodes.
+def compare(
+    cells: Sequence[Cell], references: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Paired differences of models to another, on the same episodes.
+
+    Args:
+        cells: what they have.
+        references: contender → the contender it is compared with; all others → the first, if left
+            out.
 
     Returns:
-        For each further model, ways and shots: the mean difference and its 95 % half-width.
+        For each of them, ways and shots: the mean difference and its 95 % half-width.
     """
-    first = cells[0].contender if cells else ""
-    base = {(c.ways, c.shots): c for c in cells if c.contender == first}
+    if references is None:
+        names = list(dict.fromkeys(cell.contender for cell in cells))
+        references = dict.fromkeys(names[1:], names[0] if names else "")
+    found = {(c.contender, c.ways, c.shots): c for c in cells}
     rows = []
     for cell in cells:
-        reference = base.get((cell.ways, cell.shots))
-        if cell.contender == first or reference is None:
+        minus = references.get(cell.contender, "")
+        reference = found.get((minus, cell.ways, cell.shots))
+        if reference is None:
             continue
         mean, half = interval(cell.final - reference.final)
         rows.append(
             {
                 "model": cell.contender,
-                "minus": first,
+                "minus": minus,
                 "ways": cell.ways,
                 "shots": cell.shots,
                 "difference": mean,

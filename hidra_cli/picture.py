@@ -92,7 +92,7 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
 
 
 def differences_over_ways(rows: Sequence[Mapping[str, Any]], title: str, problem: Problem) -> bytes:
-    """What separates each further model from the first, with 95 % intervals: PNG.
+    """What separates models from those they are compared with, with 95 % intervals: PNG.
 
     Args:
         rows: of `compare`, at least one.
@@ -101,13 +101,13 @@ def differences_over_ways(rows: Sequence[Mapping[str, Any]], title: str, problem
     """
     from matplotlib.figure import Figure
 
-    lines = list(dict.fromkeys((row["model"], row["shots"]) for row in rows))
+    lines, minus = _comparisons(rows)
     all_ways = sorted({row["ways"] for row in rows})
     size = max(7.2, 1.8 * len(all_ways)), 4 + 0.15 * len(lines)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="0.3", linewidth=1)
-    for index, (model, shots) in enumerate(lines):
+    for index, ((model, shots), label) in enumerate(lines.items()):
         own = [row for row in rows if (row["model"], row["shots"]) == (model, shots)]
         # Beside each other, so that no interval hides another: each ways has a unit of the axis.
         aside = 0.7 * ((index + 0.5) / len(lines) - 0.5)
@@ -116,7 +116,7 @@ def differences_over_ways(rows: Sequence[Mapping[str, Any]], title: str, problem
             [all_ways.index(row["ways"]) + aside for row in own],
             [problem.scale * row["difference"] for row in own],
             yerr=[problem.scale * row["interval"] for row in own],
-            label=f"{model}, {shots}-shot",
+            label=label,
             color=_COLOURS[place],
             marker=_MARKERS[place],
             markerfacecolor="white" if turn % 2 else _COLOURS[place],
@@ -126,10 +126,21 @@ def differences_over_ways(rows: Sequence[Mapping[str, Any]], title: str, problem
     axes.set_xticks(range(len(all_ways)), [str(n) for n in all_ways])
     axes.set_xlabel(problem.axis)
     axes.set_ylabel(f"difference of {problem.heading}")
-    axes.set_title(f"{title}\nminus {rows[0]['minus']}", fontsize=10, loc="left")
+    axes.set_title(f"{title}\n{minus}", fontsize=10, loc="left")
     _plain(axes)
-    _legend_below(figure, [f"{model}, {shots}-shot" for model, shots in lines])
+    _legend_below(figure, list(lines.values()))
     return _png(figure)
+
+
+def _comparisons(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[tuple[str, int], str], str]:
+    """(model, shots) → its entry in the legend; and what the title says is taken away."""
+    several = len({row["minus"] for row in rows}) > 1
+    lines = {
+        (row["model"], row["shots"]): f"{row['model']}, {row['shots']}-shot"
+        + (f" − {row['minus']}" if several else "")
+        for row in rows
+    }
+    return lines, "each minus its own" if several else f"minus {rows[0]['minus']}"
 
 
 @dataclass(frozen=True)

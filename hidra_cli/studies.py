@@ -59,6 +59,7 @@ class StudyModel(_Part):
         label: in the table and picture; the model's name in the file, if there is none.
         per_way: one training for each number of ways of the evaluation, tested at its own.
         ways: where it is tested, of the evaluation's; everywhere, if left out.
+        minus: the model that it is compared with; the first, if left out.
         steps, normalization: at test, instead of the training's.
         settings: as in a preset, beyond the study's.
     """
@@ -66,6 +67,7 @@ class StudyModel(_Part):
     label: str | None = None
     per_way: bool = False
     ways: Numbers | None = None
+    minus: str | None = None
     steps: int | None = Field(None, ge=0)
     normalization: str | None = None
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -78,7 +80,8 @@ class Study(_Part):
         title: of the table and picture.
         preset: what every training starts from.
         settings: of every training, beyond the preset's.
-        models: the first is what the others are compared with.
+        models: the first is what the others are compared with, unless a model's `minus` names
+            another; models that others are compared with are not compared themselves.
     """
 
     title: str
@@ -94,6 +97,9 @@ class Study(_Part):
         for name in models:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"the model name {name!r} is not made of a-z, 0-9 and -")
+        for name, model in models.items():
+            if model.minus is not None and model.minus not in models.keys() - {name}:
+                raise ValueError(f"{name}.minus: {model.minus!r} is no other model of the study")
         return models
 
 
@@ -241,7 +247,17 @@ def summary(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
                 "seed_deviation": float(np.std(each, ddof=1)) if len(each) > 1 else None,
             }
         )
-    return {"metric": cells[0].problem.key, "results": rows, "differences": compare(cells)}
+    differences = compare(cells, _references(study))
+    return {"metric": cells[0].problem.key, "results": rows, "differences": differences}
+
+
+def _references(study: Study) -> dict[str, str]:
+    """The label of each model that is compared → that of the model it is compared with."""
+    first = next(iter(study.models))
+    minus = {name: model.minus or first for name, model in study.models.items()}
+    references = {first} | {model.minus for model in study.models.values()}
+    label = {name: model.label or name for name, model in study.models.items()}
+    return {label[name]: label[minus[name]] for name in minus if name not in references}
 
 
 def markdown(study: Study, found: Mapping[str, Any]) -> str:
@@ -250,18 +266,19 @@ def markdown(study: Study, found: Mapping[str, Any]) -> str:
     lines = [
         f"Test {problem.heading}, mean ± 95 % interval over {evaluation.episodes} episodes of each "
         f"seed ({', '.join(map(str, study.seeds))}), {evaluation.queries} queries {problem.per}; "
-        "below it the paired difference to the first model.",
+        "below it paired differences, on the same tasks.",
     ]
     for shots in evaluation.shots:
         lines += ["", f"| {shots}-shot | {' | '.join(f'{n} ways' for n in evaluation.ways)} |"]
         lines.append("|---|" + "---:|" * len(evaluation.ways))
         here = [row for row in found["results"] if row["shots"] == shots]
-        minus = [row for row in found["differences"] if row["shots"] == shots]
+        compared = [row for row in found["differences"] if row["shots"] == shots]
         for label in dict.fromkeys(row["model"] for row in here):
             own = [row for row in here if row["model"] == label]
             lines.append(_line(label, own, problem.key, problem, study))
-            own = [row for row in minus if row["model"] == label]
-            lines += [_line("", own, "difference", problem, study)] if own else []
+            if own := [row for row in compared if row["model"] == label]:
+                minus = f"minus {own[0]['minus']}"
+                lines.append(_line(minus, own, "difference", problem, study))
     return "\n".join(lines) + "\n"
 
 

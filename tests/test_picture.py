@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from hidra_cli.picture import _COLOURS, Curve, differences_over_ways, learning_curves
+from hidra_cli.picture import (
+    _COLOURS,
+    Curve,
+    _comparisons,
+    differences_over_ways,
+    learning_curves,
+)
 from hidra_cli.problems import CLASSIFICATION, REGRESSION, Problem
 
 
@@ -65,6 +71,14 @@ def test_differences_stand_beside_each_other_at_each_number_of_ways() -> None:
     picture = Image.open(io.BytesIO(differences_over_ways(rows, "t", CLASSIFICATION)))
     # The two models at the same place would hide each other; each also has an entry in the legend.
     assert [_columns(picture, colour) for colour in _COLOURS[:3]] == [0, 4, 4]
+
+
+def test_each_of_several_comparisons_says_what_is_taken_away() -> None:
+    rows = [{"model": "b", "minus": "a", "shots": 1}, {"model": "d", "minus": "c", "shots": 1}]
+    lines, minus = _comparisons(rows)
+    assert lines == {("b", 1): "b, 1-shot − a", ("d", 1): "d, 1-shot − c"}
+    assert minus == "each minus its own"
+    assert _comparisons(rows[:1]) == ({("b", 1): "b, 1-shot"}, "minus a")
 
 
 def test_a_model_that_is_worse_stands_lower() -> None:

@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hidra_cli.evaluation import Cell, interval
-from hidra_cli.studies import load_study, read_episodes, trainings
+from hidra_cli.problems import CLASSIFICATION
+from hidra_cli.studies import load_study, markdown, read_episodes, summary, trainings
 
 from ..conftest import TINY_OPTIONS, Hidra
 
@@ -153,6 +155,32 @@ def test_a_study_is_trained_tested_told_and_not_done_twice(
     assert interval(cells[0].final)[0] == pytest.approx(row["per_seed"][0])
 
 
+def test_a_model_is_compared_with_the_one_it_names(file: Path) -> None:
+    more = '[models.{}]\nlabel = "{}"\nways = [4]\n{}\n'
+    file.write_text(
+        STUDY.replace("per_way = true\nways = [4]\n", "ways = [4]\n")
+        + more.format("wide", "wide", "")
+        + more.format("wide-maml", "wide MAML", 'minus = "wide"')
+    )
+    study = load_study(file)
+    generator = np.random.default_rng(0)
+    scores = {run.model: generator.random((12, 1)) for run in trainings(study)}
+    cells = [
+        Cell(study.models[name].label or name, "support", 4, 1, own, CLASSIFICATION)
+        for name, own in scores.items()
+    ]
+    found = summary(study, cells)
+    assert {(row["model"], row["minus"]): row["difference"] for row in found["differences"]} == {
+        ("maml", "HIDRA, any way"): pytest.approx((scores["maml"] - scores["any"]).mean()),
+        ("wide MAML", "wide"): pytest.approx((scores["wide-maml"] - scores["wide"]).mean()),
+    }
+    table = markdown(study, found).splitlines()
+    (line,) = [line for line in table if line.startswith("| minus wide |")]
+    assert table[table.index(line) - 1].startswith("| wide MAML |")
+    difference = 100 * (scores["wide-maml"] - scores["wide"]).mean()
+    assert f"| {difference:+.2f} ± " in line
+
+
 def test_a_changed_study_takes_no_run_of_before(
     hidra: Hidra, file: Path, tmp_path: Path, cache_dir: Path
 ) -> None:
@@ -220,6 +248,8 @@ def test_a_stopped_study_goes_on(hidra: Hidra, file: Path, tmp_path: Path, cache
         ("[models.any]", "[models.Any_Way]", ["Any_Way", "a-z, 0-9 and -"]),
         ("episodes = 6", "episode = 6", ["evaluation.episode"]),
         ("iterations = 3", "iterations = 0", ["outer.iterations = 0"]),
+        ("ways = [4]", 'minus = "mam"', ["maml.minus", "'mam' is no other model"]),
+        ("ways = [4]", 'minus = "maml"', ["'maml' is no other model"]),
         ("[evaluation]", "[evaluation", ["cannot be read"]),
     ],
 )
