@@ -61,9 +61,9 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
 
     from hidra_cli.evaluation import interval
 
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
     lines = dict.fromkeys((c.contender, c.shots) for c in cells)
+    figure = Figure(figsize=(7.2, 4.4 + 0.1 * len(lines)), layout="constrained")
+    axes = figure.subplots()
     problem = cells[0].problem
     for index, (name, shots) in enumerate(lines):
         chosen = sorted(
@@ -87,7 +87,7 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
     axes.set_ylabel(problem.heading)
     axes.set_title(title, fontsize=10, loc="left")
     _dressed(axes, problem)
-    axes.legend(frameon=False, fontsize=8)
+    _legend_below(figure, axes.get_legend_handles_labels()[1])
     return _png(figure)
 
 
@@ -111,17 +111,14 @@ def differences_over_ways(rows: Sequence[Mapping[str, Any]], title: str, problem
         own = [row for row in rows if (row["model"], row["shots"]) == (model, shots)]
         # Beside each other, so that no interval hides another: each ways has a unit of the axis.
         aside = 0.7 * ((index + 0.5) / len(lines) - 0.5)
-        turn, place = divmod(index + 1, len(_COLOURS))  # hollow the second time round
         axes.errorbar(
             [all_ways.index(row["ways"]) + aside for row in own],
             [problem.scale * row["difference"] for row in own],
             yerr=[problem.scale * row["interval"] for row in own],
             label=label,
-            color=_COLOURS[place],
-            marker=_MARKERS[place],
-            markerfacecolor="white" if turn % 2 else _COLOURS[place],
             linestyle="none",
             capsize=2,
+            **_mark(index + 1),
         )
     axes.set_xticks(range(len(all_ways)), [str(n) for n in all_ways])
     axes.set_xlabel(problem.axis)
@@ -140,7 +137,7 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[tuple[str, int
         + (f" − {row['minus']}" if several else "")
         for row in rows
     }
-    return lines, "each minus its own" if several else f"minus {rows[0]['minus']}"
+    return lines, "each minus the model named with it" if several else f"minus {rows[0]['minus']}"
 
 
 @dataclass(frozen=True)
@@ -221,13 +218,22 @@ def _learning_line(
     _band(axes, steps, values.min(0), values.max(0), style["color"])
 
 
+def _mark(index: int) -> dict[str, Any]:
+    turn, place = divmod(index, len(_COLOURS))  # hollow the second time round
+    colour = _COLOURS[place]
+    return {
+        "color": colour,
+        "marker": _MARKERS[place],
+        "markerfacecolor": "white" if turn % 2 else colour,
+    }
+
+
 def _style(index: int, lines: int) -> dict[str, Any]:
     """Of one line of several. Lines that coincide stay seen: the first is on top, the next reach
     out under it."""
     depth = index / lines
     return {
-        "color": _COLOURS[index % len(_COLOURS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
+        **_mark(index),
         "markersize": 5 + 5 * depth,
         "linewidth": 1.5 + 1.5 * depth,
         "zorder": 3 - depth,

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from hidra_cli.evaluation import Cell
 from hidra_cli.picture import (
     _COLOURS,
     Curve,
     _comparisons,
+    _mark,
     differences_over_ways,
     learning_curves,
+    scores_over_ways,
 )
 from hidra_cli.problems import CLASSIFICATION, REGRESSION, Problem
 
@@ -77,7 +80,7 @@ def test_each_of_several_comparisons_says_what_is_taken_away() -> None:
     rows = [{"model": "b", "minus": "a", "shots": 1}, {"model": "d", "minus": "c", "shots": 1}]
     lines, minus = _comparisons(rows)
     assert lines == {("b", 1): "b, 1-shot − a", ("d", 1): "d, 1-shot − c"}
-    assert minus == "each minus its own"
+    assert minus == "each minus the model named with it"
     assert _comparisons(rows[:1]) == ({("b", 1): "b, 1-shot"}, "minus a")
 
 
@@ -88,3 +91,18 @@ def test_a_model_that_is_worse_stands_lower() -> None:
     plot = picture.crop((0, 0, picture.width, int(0.8 * picture.height)))  # without the legend
     better, worse = (_height(plot, colour) for colour in _COLOURS[1:3])
     assert better > worse + 0.5 * plot.height
+
+
+def test_fourteen_lines_are_told_apart() -> None:
+    assert len({tuple(_mark(index).values()) for index in range(2 * len(_COLOURS))}) == 14
+
+
+def test_entries_of_the_legend_stand_below_the_lines() -> None:
+    at_the_top = np.full((4, 1), 0.99)
+    cells = [Cell(str(n), "none", ways, 1, at_the_top) for n in range(7) for ways in (2, 5)]
+    picture = Image.open(io.BytesIO(scores_over_ways(cells, "t")))
+    found = (np.asarray(picture.convert("RGB")) == ImageColor.getrgb(_COLOURS[0])).all(2).any(1)
+    heights = np.flatnonzero(found) / picture.height
+    assert heights.min() < 0.2, "the line"
+    assert heights.max() > 0.75, "its entry"
+    assert not ((heights > 0.2) & (heights < 0.75)).any(), "nothing of it between them"
