@@ -16,13 +16,14 @@ _SHIFT_SHARE = 8
 
 
 def augmented(images: Tensor, keys: npt.NDArray[np.uint64], augment: Augment) -> Tensor:
-    """Images mirrored left to right ("flip": half of them), shifted ("crop"), or both.
+    """Images mirrored left to right ("flip", "mirror": half of them), shifted ("crop"), or both.
 
     What a shift brings in from outside is the image reflected at its edge.
 
     Args:
         images: (T, n, C, H, W), on any device.
-        keys: (T, n) random numbers: the same number changes an image in the same way.
+        keys: (T, n) random numbers: the same number changes an image in the same way, and the
+            lowest bit says whether it is mirrored.
         augment: which changes.
     """
     if augment == "none":
@@ -30,7 +31,7 @@ def augmented(images: Tensor, keys: npt.NDArray[np.uint64], augment: Augment) ->
     height, width = images.shape[-2:]
     rows = np.broadcast_to(np.arange(height), (*keys.shape, height))
     columns = np.broadcast_to(np.arange(width), (*keys.shape, width))
-    if "flip" in augment:
+    if "flip" in augment or "mirror" in augment:
         columns = np.where((keys & np.uint64(1))[..., None] == 1, columns[..., ::-1], columns)
     if "crop" in augment:
         rows = _shifted(rows, keys >> np.uint64(8))

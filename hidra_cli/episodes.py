@@ -23,6 +23,7 @@ from hidra_cli.streams import stream_key
 
 # A random key that never wins.
 _LAST = np.iinfo(np.uint64).max
+_LOWEST = np.uint64(1)  # bit
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class EpisodeSampler:
         seed: of the run.
         within_groups: all classes of a task are of one group, the part of their names before the
             first slash (an Omniglot alphabet), drawn from the groups with enough classes.
-        augment: random changes to every image, from a stream of their own: which images a task
-            has does not depend on it.
+        augment: random changes to images, from a stream of their own: which images a task has does
+            not depend on it.
 
     Raises:
         UsageError: a number of ways is below two.
@@ -119,10 +120,18 @@ class EpisodeSampler:
     def augment_keys(
         self, episodes: Sequence[int], ways: int, shots: int
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        """A random number for each support and each query image: (T, N·K) and (T, N·Q)."""
+        """A random number for each support and each query image: (T, N·K) and (T, N·Q).
+
+        Of "mirror", all images of a class have the lowest bit of its first one.
+        """
         count = ways * (shots + self.queries)
         keys = np.stack([_draw(self._augment_key, episode, count) for episode in episodes])
-        return keys[:, : ways * shots], keys[:, ways * shots :]
+        support, query = keys[:, : ways * shots], keys[:, ways * shots :]
+        if "mirror" in self.augment:
+            mirrored = support[:, ::shots] & _LOWEST
+            support = (support & ~_LOWEST) | mirrored.repeat(shots, 1)
+            query = (query & ~_LOWEST) | mirrored.repeat(self.queries, 1)
+        return support, query
 
     def _outside(self, episodes: Sequence[int], ways: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which classes are not of an episode's group, one with at least N classes: (T, C)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ from hidra_cli.errors import HidraError, PluginError, UsageError
 from hidra_cli.problems import CLASSIFICATION, REGRESSION, Problem
 from hidra_cli.registry import Kind, find
 from hidra_cli.runs import find_checkpoint
-from hidra_cli.settings import MOST_WAYS_OR_SHOTS, Settings
+from hidra_cli.settings import MOST_WAYS_OR_SHOTS, Settings, differing
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,45 @@ def restore_learner(
         )
     load_weights(learner, checkpoint)
     return settings, image_shape, max_ways, learner
+
+
+def begin_with(learner: Learner, settings: Settings, chosen: Path) -> dict[str, str]:
+    """Give a new learner the weights of a trained model, learned rates among them.
+
+    Args:
+        learner: as `settings` build it, on the CPU.
+        settings: of the run that begins.
+        chosen: a run directory, a checkpoint, or the name of a model that ships with hidra.
+
+    Returns:
+        The checkpoint's path, and the SHA-256 of the file.
+
+    Raises:
+        DataError: there is no such checkpoint, or it is damaged.
+        UsageError: it is another model; names each setting that differs.
+    """
+    checkpoint = load_checkpoint(find_checkpoint(chosen))
+    theirs, *_ = described(checkpoint)
+    weights, own = checkpoint.part("model"), _sizes(learner.state_dict())
+    if (held := _sizes(weights)) != own:
+        name = min(n for n in own.keys() | held.keys() if own.get(n) != held.get(n))
+        there, here = (sizes.get(name, "absent") for sizes in (held, own))
+        reasons = [f"{name} is {there} there and {here} here"] + [
+            f"{key} is {there} there and {here} here"
+            for key, there, here in differing(theirs, settings)
+            if key.startswith(("model.", "inner.", "tasks.ways")) and key != "model.start_from"
+        ]
+        raise UsageError(
+            f"the run cannot begin with the weights of {checkpoint.path}",
+            why="\n     ".join(reasons),
+            fix="give the settings that it was trained with (its run's config.toml as --config, or "
+            "its --preset), or leave --start-from out",
+        )
+    learner.load_state_dict(weights)
+    return {
+        "checkpoint": str(checkpoint.path),
+        "sha256": hashlib.sha256(checkpoint.path.read_bytes()).hexdigest(),
+    }
 
 
 def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], int]:

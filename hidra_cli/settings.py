@@ -107,7 +107,7 @@ Numbers = Annotated[
 ]
 
 
-Augment = Literal["none", "flip", "crop", "flip-crop"]
+Augment = Literal["none", "flip", "crop", "flip-crop", "mirror", "mirror-crop"]
 
 
 def _literal(annotation: Any, value: Any) -> Any:
@@ -142,7 +142,8 @@ class TaskSettings(_Section):
     Of functions, ways are outputs, and shots and queries count points of the task in all.
     `augment` changes the images of training tasks at random: "crop" shifts each by up to an eighth
     of its side, "flip" mirrors half of them left to right (not for characters, where that makes
-    another class), "flip-crop" does both. Validation and test are on images as they are.
+    another class), "mirror" all images of half of the classes, which are then other classes, and
+    "flip-crop" and "mirror-crop" do both. Validation and test are on images as they are.
     """
 
     ways: Numbers = tuple(range(2, 21))
@@ -155,7 +156,8 @@ class ModelSettings(_Section):
     """Backbone, head, and the normalization every layer of the backbone gets.
 
     `loss` is what outputs are fitted to, in the inner and the outer loop: "softmax" for classes
-    that exclude each other, "sigmoid" one yes or no per class, "mse" squared error.
+    that exclude each other, "sigmoid" one yes or no per class, "mse" squared error. `start_from` is
+    a run, a checkpoint or a model that ships with hidra, with whose weights meta-training begins.
     """
 
     backbone: str = "conv4"
@@ -164,6 +166,7 @@ class ModelSettings(_Section):
     head_options: dict[str, Any] = Field(default_factory=dict)
     normalization: Literal["support", "tasknorm", "transductive", "none"] = "support"
     loss: Literal["softmax", "sigmoid", "mse"] = "softmax"
+    start_from: str | None = None
 
 
 class InnerSettings(_Section):
@@ -361,11 +364,20 @@ def check_resumable(before: Settings, now: Resolved) -> None:
 
 def changes(before: Settings, now: Resolved, may_change: Collection[str]) -> list[str]:
     """A line for each setting that differs, old and new, but for those that may."""
-    old, new = (flatten(s.model_dump()) for s in (before, now.settings))
     return [
-        f"{key}: {old[key]} → {new[key]} ({now.origins.get(key, 'default')})"
-        for key in old
-        if key not in may_change and _comparable(old[key]) != _comparable(new[key])
+        f"{key}: {old} → {new} ({now.origins.get(key, 'default')})"
+        for key, old, new in differing(before, now.settings)
+        if key not in may_change
+    ]
+
+
+def differing(one: Settings, other: Settings) -> list[tuple[str, Any, Any]]:
+    """(dotted key, its value in one, in the other) of each setting that differs."""
+    values, others = (flatten(s.model_dump()) for s in (one, other))
+    return [
+        (key, value, others[key])
+        for key, value in values.items()
+        if _comparable(value) != _comparable(others[key])
     ]
 
 

@@ -39,7 +39,7 @@ from hidra_cli.errors import DataError, NotFiniteError, RunError, StoppedError
 from hidra_cli.evaluation import interval
 from hidra_cli.files import write_atomically
 from hidra_cli.interrupts import stop_requests
-from hidra_cli.models import inner_loop
+from hidra_cli.models import begin_with, inner_loop
 from hidra_cli.problems import CLASSIFICATION, Problem
 from hidra_cli.runs import MetricsFile, NoMetrics, RunDir
 from hidra_cli.settings import OuterSettings, Settings
@@ -147,7 +147,12 @@ class MetaTrainer:
         self.validation_episodes = sampler_of(
             data, "val", self.validation_ways, tasks.shots, tasks.queries, seed
         )
-        learner = build_learner(settings, data.image_shape, max(tasks.ways), restoring=restoring)
+        chosen = None if restoring else settings.model.start_from
+        learner = build_learner(
+            settings, data.image_shape, max(tasks.ways), restoring=restoring or chosen is not None
+        )
+        # Which weights the run begins with, for its environment.json.
+        self.start = {"start": begin_with(learner, settings, Path(chosen))} if chosen else {}
         check_learner(learner, settings.model, data.image_shape, min(tasks.ways))
         self.learner: Learner = learner.to(device)
         keep_freed_memory()

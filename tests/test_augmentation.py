@@ -19,7 +19,7 @@ from tests.commands.test_bad_input import assert_refused
 from tests.conftest import Hidra
 from tests.test_training import settings_of
 
-CHANGES: list[Augment] = ["flip", "crop", "flip-crop"]
+CHANGES: list[Augment] = ["flip", "crop", "flip-crop", "mirror", "mirror-crop"]
 CPU = torch.device("cpu")
 
 
@@ -106,6 +106,27 @@ def test_no_two_images_of_many_tasks_are_changed_alike(tiny_images: PreparedImag
         assert query.shape == (50, 12)
         keys += [*support.flat, *query.flat]
     assert len(set(keys)) == 2 * 50 * 18
+
+
+def test_a_class_is_mirrored_in_all_its_images_or_none(tiny_images: PreparedImages) -> None:
+    def sampler(augment: Augment) -> EpisodeSampler:
+        return EpisodeSampler(tiny_images.table("train"), [4], [2], 3, 0, augment=augment)
+
+    plain = sampler("none").batch(tiny_images, range(50), 4, 2, CPU)
+    mirrored = sampler("mirror").batch(tiny_images, range(50), 4, 2, CPU)
+
+    def which(before: Tensor, after: Tensor, each: int) -> Tensor:
+        """Whether each image was mirrored: (T, N, images of a class)."""
+        same, other = ((one == after).flatten(2).all(2) for one in (before, before.flip(-1)))
+        assert (same | other).all()
+        return (other & ~same).view(50, 4, each)
+
+    support = which(plain.support.images, mirrored.support.images, 2)
+    query = which(plain.query.images, mirrored.query.images, 3)
+    of_class = support[..., 0]
+    assert (support == of_class[..., None]).all()
+    assert (query == of_class[..., None]).all()
+    assert 60 < of_class.sum() < 140, "half of 200 classes: five standard deviations"
 
 
 def test_functions_have_no_images_to_augment(hidra: Hidra, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +71,41 @@ def test_one_seed_gives_the_same_run_bit_for_bit(
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_a_run_may_begin_with_the_weights_of_another(
+    tiny_images: PreparedImages, tmp_path: Path
+) -> None:
+    _, first, _ = train(tiny_images, tmp_path, inner__rates="learned")
+    changes = {"inner__rates": "learned", "model__start_from": str(first.path), "run__seed": 7}
+    settings = settings_of(**changes)
+    second = MetaTrainer(settings, tiny_images, CPU)
+    best = load_checkpoint(first.best).part("model")
+    begun = second.learner.state_dict()
+    assert begun.keys() == best.keys()
+    assert all(torch.equal(begun[name], best[name]) for name in best)
+    digest = hashlib.sha256(first.best.read_bytes()).hexdigest()
+    assert second.start == {"start": {"checkpoint": str(first.best), "sha256": digest}}
+    run = create_run(tmp_path, None, settings)
+    second.run(run, Console(verbosity=-1))
+    shutil.rmtree(first.path)
+    going_on = MetaTrainer(settings, tiny_images, CPU, restoring=True)
+    going_on.restore(load_checkpoint(run.last))  # what it began with is no longer needed
+    assert going_on.iteration == 6
+
+
+def test_a_run_does_not_begin_with_weights_of_another_model(
+    tiny_images: PreparedImages, tmp_path: Path
+) -> None:
+    _, first, _ = train(tiny_images, tmp_path)
+    for change in ({"model__normalization": "tasknorm"}, {"inner__rates": "learned"}):
+        ((name, value),) = change.items()
+        with pytest.raises(UsageError) as refused:
+            MetaTrainer(settings_of(model__start_from=str(first.path), **change), tiny_images, CPU)
+        assert f"{name.replace('__', '.')} is " in str(refused.value.why)
+        assert f"{value} here" in str(refused.value.why)
+    with pytest.raises(DataError, match="not a run"):
+        MetaTrainer(settings_of(model__start_from="no-such-run"), tiny_images, CPU)
 
 
 @pytest.mark.parametrize("other", ["random", "zero", "maml", "protomaml"])

@@ -34,6 +34,7 @@ _FLAGS = {
     "head": "model.head",
     "normalization": "model.normalization",
     "loss": "model.loss",
+    "start_from": "model.start_from",
     "steps": "inner.steps",
     "test_steps": "inner.test_steps",
     "inner_lr": "inner.inner_lr",
@@ -87,7 +88,11 @@ def meta_train(
     queries: Annotated[str | None, _option("Tasks", "Query images per class. [5]")] = None,
     augment: Annotated[
         str | None,
-        _option("Tasks", "Random training images: none, flip, crop or flip-crop. [none]"),
+        _option(
+            "Tasks",
+            "Random training images: none, flip, crop, flip-crop, mirror (classes) or mirror-crop. "
+            "[none]",
+        ),
     ] = None,
     backbone: Annotated[
         str | None,
@@ -107,6 +112,15 @@ def meta_train(
     ] = None,
     loss: Annotated[
         str | None, _option("Model", "softmax, sigmoid (one-vs-rest) or mse. [softmax]")
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        _option(
+            "Model",
+            "Begin with the weights of a run, a checkpoint or a model that ships with hidra.",
+            metavar="RUN",
+            autocompletion=completing.run_paths,
+        ),
     ] = None,
     steps: Annotated[
         str | None, _option("Inner loop", "Gradient steps on the support set.")
@@ -422,7 +436,7 @@ def _record_start(
     from hidra_cli.runs import environment, read_json
 
     facts = environment(trainer.device, trainer.plugins, trainer.world.size)
-    now = facts | {"strategy": trainer.strategy.name}
+    now = facts | {"strategy": trainer.strategy.name} | trainer.start
     facts = now | {"dataset": dict(trainer.data.attributes)}
     if resumed is None:
         console.note(f"run {run.path}")
