@@ -152,7 +152,7 @@ def test_rows_show_every_setting_once_in_the_order_of_the_models() -> None:
     keys = [key for key, _, _ in resolve({}, environ={}).rows()]
     assert keys[:2] == ["dataset.name", "dataset.source"]
     assert keys[-1] == "run.save_seconds"
-    assert len(keys) == len(set(keys)) == 40
+    assert len(keys) == len(set(keys)) == 41
 
 
 def test_a_lower_layer_s_bad_value_does_not_matter_when_overridden(tmp_path: Path) -> None:
