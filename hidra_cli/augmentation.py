@@ -13,6 +13,7 @@ from hidra_cli.settings import Augment
 
 # Padding of CIFAR images before random cropping (He et al. 2016): 4 of 32 pixels on every side.
 _SHIFT_SHARE = 8
+MIRRORED = np.uint64(1)  # the bit of a key that says so
 
 
 def augmented(images: Tensor, keys: npt.NDArray[np.uint64], augment: Augment) -> Tensor:
@@ -22,8 +23,8 @@ def augmented(images: Tensor, keys: npt.NDArray[np.uint64], augment: Augment) ->
 
     Args:
         images: (T, n, C, H, W), on any device.
-        keys: (T, n) random numbers: the same number changes an image in the same way, and the
-            lowest bit says whether it is mirrored.
+        keys: (T, n) random numbers: the same number changes an image in the same way, and its bit
+            `MIRRORED` says whether the image is mirrored.
         augment: which changes.
     """
     if augment == "none":
@@ -32,7 +33,7 @@ def augmented(images: Tensor, keys: npt.NDArray[np.uint64], augment: Augment) ->
     rows = np.broadcast_to(np.arange(height), (*keys.shape, height))
     columns = np.broadcast_to(np.arange(width), (*keys.shape, width))
     if "flip" in augment or "mirror" in augment:
-        columns = np.where((keys & np.uint64(1))[..., None] == 1, columns[..., ::-1], columns)
+        columns = np.where((keys & MIRRORED)[..., None] == 1, columns[..., ::-1], columns)
     if "crop" in augment:
         rows = _shifted(rows, keys >> np.uint64(8))
         columns = _shifted(columns, keys >> np.uint64(32))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hidra_cli.augmentation import augmented
+from hidra_cli.augmentation import MIRRORED, augmented
 from hidra_cli.engine.tasks import Examples, TaskBatch
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.settings import Augment
@@ -23,7 +23,6 @@ from hidra_cli.streams import stream_key
 
 # A random key that never wins.
 _LAST = np.iinfo(np.uint64).max
-_LOWEST = np.uint64(1)  # bit
 
 
 @dataclass(frozen=True)
@@ -122,15 +121,15 @@ class EpisodeSampler:
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
         """A random number for each support and each query image: (T, N·K) and (T, N·Q).
 
-        Of "mirror", all images of a class have the lowest bit of its first one.
+        Of "mirror", all images of a class are mirrored where its first one is.
         """
         count = ways * (shots + self.queries)
         keys = np.stack([_draw(self._augment_key, episode, count) for episode in episodes])
         support, query = keys[:, : ways * shots], keys[:, ways * shots :]
         if "mirror" in self.augment:
-            mirrored = support[:, ::shots] & _LOWEST
-            support = (support & ~_LOWEST) | mirrored.repeat(shots, 1)
-            query = (query & ~_LOWEST) | mirrored.repeat(self.queries, 1)
+            mirrored = support[:, ::shots] & MIRRORED
+            support = (support & ~MIRRORED) | mirrored.repeat(shots, 1)
+            query = (query & ~MIRRORED) | mirrored.repeat(self.queries, 1)
         return support, query
 
     def _outside(self, episodes: Sequence[int], ways: int) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -183,10 +183,10 @@ def begin_with(learner: Learner, settings: Settings, chosen: Path) -> dict[str, 
     """
     checkpoint = load_checkpoint(find_checkpoint(chosen))
     theirs, *_ = described(checkpoint)
-    weights, own = checkpoint.part("model"), _sizes(learner.state_dict())
-    if (held := _sizes(weights)) != own:
-        name = min(n for n in own.keys() | held.keys() if own.get(n) != held.get(n))
-        there, here = (sizes.get(name, "absent") for sizes in (held, own))
+    weights = checkpoint.part("model")
+    if (unlike := _first_unlike(weights, learner.state_dict())) is not None:
+        name, *sizes = unlike
+        there, here = ("absent" if size is None else size for size in sizes)
         reasons = [f"{name} is {there} there and {here} here"] + [
             f"{key} is {there} there and {here} here"
             for key, there, here in differing(theirs, settings)
@@ -226,17 +226,25 @@ def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], i
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
         raise incomplete(checkpoint, exc) from exc
     with contextlib.suppress(PluginError), torch.device("meta"):  # not every plugin can do without
-        expected = _sizes(build_learner(settings, (c, h, w), max_ways, restoring=True).state_dict())
-        held = _sizes(checkpoint.part("model"))
-        for name in sorted(expected.keys() | held.keys()):
-            if expected.get(name) != held.get(name):
-                why = f"{name} should be {expected.get(name)}, but is {held.get(name)}"
-                raise restore_error(checkpoint, why)
+        built = build_learner(settings, (c, h, w), max_ways, restoring=True)
+        if (unlike := _first_unlike(checkpoint.part("model"), built.state_dict())) is not None:
+            name, held, expected = unlike
+            raise restore_error(checkpoint, f"{name} should be {expected}, but is {held}")
     return settings, (c, h, w), max_ways
 
 
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+_Size = tuple[int, ...] | None  # None: there is no such tensor
+
+
+def _first_unlike(
+    held: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[str, _Size, _Size] | None:
+    """The first name, with both sizes, of which only one has a tensor or they differ in size."""
+    for name in sorted(held.keys() | expected.keys()):
+        sizes = [tuple(of[name].shape) if name in of else None for of in (held, expected)]
+        if sizes[0] != sizes[1]:
+            return name, sizes[0], sizes[1]
+    return None
 
 
 def _require_plugins(checkpoint: Checkpoint) -> None:

@@ -89,7 +89,7 @@ def sampler_of(
         queries: query examples: per class, of functions in all.
         seed: of the run.
         within_groups: the classes of a task are of one group, such as an alphabet.
-        augment: random changes to every image.
+        augment: random changes to images.
 
     Raises:
         UsageError, DataError: a task that can be asked for cannot be drawn.

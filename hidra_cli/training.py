@@ -151,8 +151,9 @@ class MetaTrainer:
         learner = build_learner(
             settings, data.image_shape, max(tasks.ways), restoring=restoring or chosen is not None
         )
-        # Which weights the run begins with, for its environment.json.
-        self.start = {"start": begin_with(learner, settings, Path(chosen))} if chosen else {}
+        self.start: dict[str, Any] = {}  # which weights the run begins with, for environment.json
+        if chosen is not None:
+            self.start["start"] = begin_with(learner, settings, Path(chosen))
         check_learner(learner, settings.model, data.image_shape, min(tasks.ways))
         self.learner: Learner = learner.to(device)
         keep_freed_memory()

@@ -104,8 +104,9 @@ def test_a_run_does_not_begin_with_weights_of_another_model(
             MetaTrainer(settings_of(model__start_from=str(first.path), **change), tiny_images, CPU)
         assert f"{name.replace('__', '.')} is " in str(refused.value.why)
         assert f"{value} here" in str(refused.value.why)
-    with pytest.raises(DataError, match="not a run"):
-        MetaTrainer(settings_of(model__start_from="no-such-run"), tiny_images, CPU)
+    for no_run in ("no-such-run", ""):
+        with pytest.raises(DataError, match="not a run"):
+            MetaTrainer(settings_of(model__start_from=no_run), tiny_images, CPU)
 
 
 @pytest.mark.parametrize("other", ["random", "zero", "maml", "protomaml"])
