@@ -30,11 +30,12 @@ ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and everything else as JSON."""
+    """Tensors by name, everything else as JSON, and the SHA-256 of the file that held them."""
 
     path: Path
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+    sha256: str
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with `prefix.`, without it."""
@@ -115,7 +116,7 @@ def load_checkpoint(path: Path, expected: str = CHECKPOINT_FORMAT) -> Checkpoint
             why=f"this needs a {expected} of version {FORMAT_VERSION}",
             fix="use the hidra that wrote it, or another file",
         )
-    return Checkpoint(path, tensors, meta)
+    return Checkpoint(path, tensors, meta, hashlib.sha256(content).hexdigest())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:

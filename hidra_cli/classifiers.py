@@ -196,7 +196,7 @@ def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, Kept]:
         )
     tensors = {n: t for n, t in checkpoint.tensors.items() if n.startswith("model.")}
     tensors |= {f"model.backbone.{name}": value for name, value in start.items()}
-    begun = Checkpoint(path, tensors, checkpoint.meta)
+    begun = replace(checkpoint, tensors=tensors)
     settings, shape, max_ways, learner = restore_learner(begun)
     classes = tuple(str(name) for name in checkpoint.meta["classes"])
     images, labels = support.get("images", torch.empty(0)), support.get("labels", torch.empty(0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -199,10 +198,7 @@ def begin_with(learner: Learner, settings: Settings, chosen: Path) -> dict[str, 
             "its --preset), or leave --start-from out",
         )
     learner.load_state_dict(weights)
-    return {
-        "checkpoint": str(checkpoint.path),
-        "sha256": hashlib.sha256(checkpoint.path.read_bytes()).hexdigest(),
-    }
+    return {"checkpoint": str(checkpoint.path), "sha256": checkpoint.sha256}
 
 
 def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], int]:
