@@ -15,6 +15,7 @@ import typer
 from hidra_cli import __version__
 from hidra_cli.commands import (
     adapt,
+    average,
     completing,
     evaluate,
     export,
@@ -42,6 +43,7 @@ app.command("meta-train")(meta_train.meta_train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("adapt")(adapt.adapt)
 app.command("predict")(predict.predict)
+app.command("average")(average.average)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("study")(study.study)

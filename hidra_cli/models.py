@@ -183,7 +183,7 @@ def begin_with(learner: Learner, settings: Settings, chosen: Path) -> dict[str, 
     checkpoint = load_checkpoint(find_checkpoint(chosen))
     theirs, *_ = described(checkpoint)
     weights = checkpoint.part("model")
-    if (unlike := _first_unlike(weights, learner.state_dict())) is not None:
+    if (unlike := first_unlike(weights, learner.state_dict())) is not None:
         name, *sizes = unlike
         there, here = ("absent" if size is None else size for size in sizes)
         reasons = [f"{name} is {there} there and {here} here"] + [
@@ -223,7 +223,7 @@ def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], i
         raise incomplete(checkpoint, exc) from exc
     with contextlib.suppress(PluginError), torch.device("meta"):  # not every plugin can do without
         built = build_learner(settings, (c, h, w), max_ways, restoring=True)
-        if (unlike := _first_unlike(checkpoint.part("model"), built.state_dict())) is not None:
+        if (unlike := first_unlike(checkpoint.part("model"), built.state_dict())) is not None:
             name, held, expected = unlike
             raise restore_error(checkpoint, f"{name} should be {expected}, but is {held}")
     return settings, (c, h, w), max_ways
@@ -232,7 +232,7 @@ def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], i
 _Size = tuple[int, ...] | None  # None: there is no such tensor
 
 
-def _first_unlike(
+def first_unlike(
     held: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[str, _Size, _Size] | None:
     """The first name, with both sizes, of which only one has a tensor or they differ in size."""

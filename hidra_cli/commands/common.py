@@ -91,6 +91,18 @@ def made(folder: Path, *, own: bool = False) -> Path:
     raise AssertionError
 
 
+def check_other_file(target: Path, *read: Path) -> None:
+    """Refuse to write over what was read."""
+    from hidra_cli.errors import UsageError
+
+    if target.resolve() in (path.resolve() for path in read):
+        raise UsageError(
+            f"--out {target} is a file that is read",
+            why="it would be overwritten",
+            fix="name another file",
+        )
+
+
 def another_dataset(
     trained_on: DatasetSettings, name: str | None, source: str | None, data_opt: list[str] | None
 ) -> DatasetSettings:

@@ -44,7 +44,7 @@ def export(
     console = common.make_console(json_output, quiet, verbose)
     form = form or ("pt2" if out is not None and out.suffix == ".pt2" else "onnx")
     target = out or classifier.with_suffix(f".{form}")
-    _check_other_file(target, classifier)
+    common.check_other_file(target, classifier)
     if form == "onnx":
         require_onnx()
     checkpoint = load_checkpoint(classifier, CLASSIFIER_FORMAT)
@@ -80,14 +80,3 @@ def export(
             "batch_sizes": list(exported.batches),
         }
     )
-
-
-def _check_other_file(target: Path, classifier: Path) -> None:
-    from hidra_cli.errors import UsageError
-
-    if target.resolve() == classifier.resolve():
-        raise UsageError(
-            f"--out {target} is the classifier itself",
-            why="it would be overwritten",
-            fix="name another file",
-        )

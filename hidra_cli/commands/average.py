@@ -1,0 +1,61 @@
+"""`hidra average`: one model from several, by the mean of their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hidra_cli.commands import common, completing
+
+
+def average(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Two or more run directories or checkpoints.", autocompletion=completing.run_paths
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The file.")] = Path("average.safetensors"),
+    json_output: common.Json = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+) -> None:
+    """Average the weights of models that were trained on from one start, into one checkpoint.
+
+    Often better than each of them (model soups, Wortsman et al. 2022), at the cost of none. Models
+    with unrelated starts have no useful mean: compare before you use it.
+
+    Examples:
+
+      hidra meta-train --start-from runs/first --seed 1 --name second
+
+      hidra average runs/first runs/second --out both.safetensors
+
+      hidra evaluate both.safetensors runs/second --split val
+    """
+    from hidra_cli.averaging import average_models
+    from hidra_cli.checkpoints import save_checkpoint
+
+    console = common.make_console(json_output, quiet, verbose)
+    tensors, meta, found = average_models(runs)
+    common.check_other_file(out, *(one.path for one in found))
+    save_checkpoint(out, tensors, meta)
+    console.print(f"averaged: {out}")
+    named = " ".join(map(str, runs))
+    console.note(f"next: hidra evaluate {out} {named} --split val")
+    console.result(
+        {
+            "averaged": str(out),
+            "models": [
+                {
+                    "checkpoint": str(one.path),
+                    "sha256": one.sha256,
+                    "iteration": one.meta["iteration"],
+                }
+                for one in found
+            ],
+        }
+    )
