@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hidra_cli.checkpoints import Checkpoint, check_entries, load_checkpoint
 from hidra_cli.errors import UsageError
-from hidra_cli.models import described, first_unlike
+from hidra_cli.models import described, differing_models, first_unlike
 from hidra_cli.runs import find_checkpoint
-from hidra_cli.settings import Settings, differing
+from hidra_cli.settings import Settings
 
 # What a checkpoint says of a model and of its data that all must have alike.
 _ALIKE: dict[str, type] = {"problem": str, "dataset_hash": str, "invert": bool}
@@ -54,7 +54,6 @@ def average_models(
     last = max(range(len(found)), key=lambda index: (ways[index], index))
     of = [{"sha256": one.sha256, "iteration": one.meta["iteration"]} for one in found]
     meta = found[last].meta | {"best": None, "skipped": [0, 0], "average_of": of}
-    del meta["format"], meta["format_version"]
     return _mean([one.part("model") for one in found], last), meta, found
 
 
@@ -86,11 +85,7 @@ def _check_other(one: Checkpoint, before: Sequence[Checkpoint]) -> None:
 
 
 def _check_alike(first: Checkpoint, one: Checkpoint, theirs: Settings, own: Settings) -> None:
-    values = [
-        (key, there, here)
-        for key, there, here in differing(theirs, own)
-        if key.startswith(("model.", "inner.")) and key != "model.start_from"
-    ]
+    values = differing_models(theirs, own)
     values += [(key, first.meta[key], one.meta[key]) for key in ("image_shape", *_ALIKE)]
     if (unlike := first_unlike(first.part("model"), one.part("model"))) is not None:
         values.append(unlike)

@@ -188,8 +188,7 @@ def begin_with(learner: Learner, settings: Settings, chosen: Path) -> dict[str, 
         there, here = ("absent" if size is None else size for size in sizes)
         reasons = [f"{name} is {there} there and {here} here"] + [
             f"{key} is {there} there and {here} here"
-            for key, there, here in differing(theirs, settings)
-            if key.startswith(("model.", "inner.", "tasks.ways")) and key != "model.start_from"
+            for key, there, here in differing_models(theirs, settings, "tasks.ways")
         ]
         raise UsageError(
             f"the run cannot begin with the weights of {checkpoint.path}",
@@ -227,6 +226,15 @@ def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], i
             name, held, expected = unlike
             raise restore_error(checkpoint, f"{name} should be {expected}, but is {held}")
     return settings, (c, h, w), max_ways
+
+
+def differing_models(one: Settings, other: Settings, *more: str) -> list[tuple[str, Any, Any]]:
+    """What differs of the model, the inner loop and `more`; where it began does not count."""
+    return [
+        found
+        for found in differing(one, other)
+        if found[0].startswith(("model.", "inner.", *more)) and found[0] != "model.start_from"
+    ]
 
 
 _Size = tuple[int, ...] | None  # None: there is no such tensor

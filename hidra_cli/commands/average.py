@@ -41,7 +41,7 @@ def average(
 
     console = common.make_console(json_output, quiet, verbose)
     tensors, meta, found = average_models(runs)
-    common.check_other_file(out, *(one.path for one in found))
+    common.check_other_file(out, "one of the models", *(one.path for one in found))
     save_checkpoint(out, tensors, meta)
     console.print(f"averaged: {out}")
     named = " ".join(map(str, runs))
@@ -50,12 +50,8 @@ def average(
         {
             "averaged": str(out),
             "models": [
-                {
-                    "checkpoint": str(one.path),
-                    "sha256": one.sha256,
-                    "iteration": one.meta["iteration"],
-                }
-                for one in found
+                {"checkpoint": str(one.path), **of}
+                for one, of in zip(found, meta["average_of"], strict=True)
             ],
         }
     )

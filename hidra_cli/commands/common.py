@@ -91,13 +91,13 @@ def made(folder: Path, *, own: bool = False) -> Path:
     raise AssertionError
 
 
-def check_other_file(target: Path, *read: Path) -> None:
-    """Refuse to write over what was read."""
+def check_other_file(target: Path, what: str, *read: Path) -> None:
+    """Refuse to write over what was read, and say what it is."""
     from hidra_cli.errors import UsageError
 
     if target.resolve() in (path.resolve() for path in read):
         raise UsageError(
-            f"--out {target} is a file that is read",
+            f"--out {target} is {what}",
             why="it would be overwritten",
             fix="name another file",
         )

@@ -44,7 +44,7 @@ def export(
     console = common.make_console(json_output, quiet, verbose)
     form = form or ("pt2" if out is not None and out.suffix == ".pt2" else "onnx")
     target = out or classifier.with_suffix(f".{form}")
-    common.check_other_file(target, classifier)
+    common.check_other_file(target, "the classifier itself", classifier)
     if form == "onnx":
         require_onnx()
     checkpoint = load_checkpoint(classifier, CLASSIFIER_FORMAT)

@@ -10,6 +10,7 @@ import torch
 
 from hidra_cli.averaging import _mean, average_models
 from hidra_cli.checkpoints import load_checkpoint, save_checkpoint
+from hidra_cli.models import load_model
 
 from ..conftest import TINY_RUN, Hidra
 from .test_bad_input import assert_refused
@@ -60,9 +61,7 @@ def test_runs_from_one_start(hidra: Hidra, runs_dir: Path, cache_dir: Path, tmp_
     assert hidra("meta-train", *again).code == 0
 
 
-def test_the_order_does_not_matter_and_rates_are_averaged_as_logarithms(
-    best: Path, tmp_path: Path
-) -> None:
+def test_the_order_does_not_matter(best: Path, tmp_path: Path) -> None:
     other = changed(best, tmp_path / "other.safetensors")
     there, _, _ = average_models([best, other])
     back, _, _ = average_models([other, best])
@@ -72,9 +71,23 @@ def test_the_order_does_not_matter_and_rates_are_averaged_as_logarithms(
         torch.testing.assert_close(tensor, start[name] + 0.5)
 
 
-def test_counters_are_of_one_model(best: Path, tmp_path: Path) -> None:
-    """A backbone's BatchNorm may count its batches: half a batch is none."""
+def test_rates_are_averaged_as_logarithms(hidra: Hidra, cache_dir: Path, tmp_path: Path) -> None:
+    places = ["--runs-dir", tmp_path, "--cache-dir", cache_dir]
+    learned = ["--rates=learned", "--ways=2-5", "--name=learned", "-q"]
+    assert hidra("meta-train", *TINY_RUN, *places, *learned).code == 0
+    run, out = tmp_path / "learned", tmp_path / "mean.safetensors"
+    other = changed(run / "checkpoints" / "best.safetensors", tmp_path / "other.safetensors")
+    assert hidra("average", run, other, "--out", out).code == 0
+    rates = []
+    for path in (run, other, out):
+        learner = load_model(path, torch.device("cpu")).learner
+        assert learner.rates is not None
+        rates.append(torch.as_tensor(learner.rates.at(0).head))
+    torch.testing.assert_close(rates[2], (rates[0] * rates[1]).sqrt())
 
+
+def test_counters_are_of_one_model() -> None:
+    """A backbone's BatchNorm may count its batches: half a batch is none."""
     weights = [{"seen": torch.tensor(count), "w": torch.tensor(float(count))} for count in (3, 4)]
     assert _mean(weights, last=1) == {"model.seen": torch.tensor(4), "model.w": torch.tensor(3.5)}
 
