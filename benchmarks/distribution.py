@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hidra_cli.commands.common import open_images
-from hidra_cli.console import Console
-from hidra_cli.episodes import EpisodeSampler
-from hidra_cli.evaluation import evaluate_cell, interval, percent
-from hidra_cli.files import write_atomically, write_json
-from hidra_cli.models import TrainedModel, load_model
-from hidra_cli.runs import environment
+from hidra_cli.images.open import open_images
+from hidra_cli.jobs.evaluate import evaluate_cell
+from hidra_cli.runs.environment import environment
+from hidra_cli.runs.model import TrainedModel, load_model
+from hidra_cli.runs.scores import interval, percent
+from hidra_cli.system.console import Console
+from hidra_cli.system.files import write_atomically, write_json
+from hidra_cli.tasks.episodes import EpisodeSampler
 
 CPU = torch.device("cpu")
 Change = Callable[[Tensor, torch.Generator], Tensor]

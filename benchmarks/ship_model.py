@@ -6,8 +6,8 @@ python benchmarks/ship_model.py RUN data/models/NAME.safetensors
 import sys
 from pathlib import Path
 
-from hidra_cli.checkpoints import load_checkpoint, save_checkpoint
-from hidra_cli.runs import find_checkpoint
+from hidra_cli.runs.checkpoint import load_checkpoint, save_checkpoint
+from hidra_cli.runs.locate import find_checkpoint
 
 
 def main(run: Path, target: Path) -> None:

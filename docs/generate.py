@@ -13,10 +13,13 @@ from typing import Any, Literal
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from hidra_cli import registry
+from hidra_cli.api import registry
+from hidra_cli.api.options import options
 from hidra_cli.app import app
 from hidra_cli.commands import meta_train
-from hidra_cli.settings import MAY_CHANGE, RESERVED_VARIABLES, Settings
+from hidra_cli.settings.changes import MAY_CHANGE
+from hidra_cli.settings.layers import RESERVED_VARIABLES
+from hidra_cli.settings.schema import Settings
 
 HOW = "python docs/generate.py"
 NOTE = f"<!-- Written by `{HOW}`, from the help texts of the program: change them there. -->"
@@ -207,7 +210,7 @@ def _plugin_options() -> Iterator[str]:
             ]
             for plugin in registry.plugins(kind)
             if plugin.distribution == registry.OWN_DISTRIBUTION
-            for option in registry.options(registry.load(plugin))
+            for option in options(registry.load(plugin))
         ]
         yield _table([kind, "option", "default", "meaning"], rows)
 

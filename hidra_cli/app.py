@@ -16,7 +16,7 @@ from hidra_cli import __version__
 from hidra_cli.commands import (
     adapt,
     average,
-    completing,
+    completion,
     evaluate,
     export,
     info,
@@ -69,8 +69,8 @@ def _root(
 
 def main() -> None:
     """Run the command line; every failure ends in a message and an exit code."""
-    if completing.VARIABLE in os.environ:
-        completing.complete(app)
+    if completion.VARIABLE in os.environ:
+        completion.complete(app)
     debug = "--debug" in sys.argv or bool(os.environ.get("HIDRA_DEBUG"))
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
@@ -113,7 +113,7 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 
 def _fault_of_plugin(exc: BaseException) -> PluginError | None:
     """What to say of an exception from another distribution's plugin, which may even exit."""
-    from hidra_cli.registry import blame, culprit
+    from hidra_cli.api.registry import blame, culprit
 
     plugin = culprit(exc)
     if plugin is None:
@@ -128,7 +128,9 @@ def _fault_of_plugin(exc: BaseException) -> PluginError | None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    from hidra_cli.console import printable  # rich is slow to import and --help needs none of it
+    from hidra_cli.system.console import (
+        printable,  # rich is slow to import and --help needs none of it
+    )
 
     print(printable(message), file=sys.stderr)
     sys.exit(code)

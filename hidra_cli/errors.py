@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing
+
 EXIT_FAILED = 1
 
 
@@ -75,3 +77,11 @@ class StoppedError(HidraError):
     def __init__(self, what: str, *, signal_number: int, why: str, fix: str) -> None:
         super().__init__(what, why=why, fix=fix)
         self.code = 128 + signal_number
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """A hint at the known name closest to a mistyped one, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else ""

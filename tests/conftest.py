@@ -14,11 +14,10 @@ import pytest
 from PIL import Image
 
 from hidra_cli.app import main
-from hidra_cli.commands import common
-from hidra_cli.components import choose_dataset
-from hidra_cli.console import Console
-from hidra_cli.settings import DatasetSettings
-from hidra_cli.store.reader import PreparedImages
+from hidra_cli.images.open import choose_dataset, open_images, prepare_images
+from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.settings.schema import DatasetSettings
+from hidra_cli.system.console import Console
 
 # Programs that tests start import the installed package as tests do, not the folder they are in.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -87,21 +86,21 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the tiny glyphs of `TINY`, prepared once for all tests."""
     cache = tmp_path_factory.mktemp("cache")
     console = Console(verbosity=-1)
-    common.prepare_images(choose_dataset(TINY), cache, console, workers=1)
+    prepare_images(choose_dataset(TINY), cache, console, workers=1)
     return cache
 
 
 @pytest.fixture(scope="session")
 def tiny_images(cache_dir: Path) -> PreparedImages:
     """The tiny glyphs, opened."""
-    return common.open_images(TINY, cache_dir, Console(verbosity=-1))
+    return open_images(TINY, cache_dir, Console(verbosity=-1))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_process_left() -> Iterator[None]:
     """Whoever starts others, they are gone with the module."""
     yield
-    if (strategies := sys.modules.get("hidra_cli.engine.strategies")) is not None:
+    if (strategies := sys.modules.get("hidra_cli.engine.strategies.base")) is not None:
         strategies.CREW.dismiss()
 
 

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from hidra_cli.commands import common
-from hidra_cli.console import Console
 from hidra_cli.errors import NotFiniteError, UsageError
-from hidra_cli.launch import launch
-from hidra_cli.runs import RunDir, create_run
-from hidra_cli.settings import Settings, resolve
-from hidra_cli.store.reader import PreparedImages
-from hidra_cli.training import MetaTrainer
-from hidra_cli.world import ALONE, World, joined
+from hidra_cli.images.open import open_images
+from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.jobs.training.trainer import MetaTrainer
+from hidra_cli.runs.directory import RunDir, create_run
+from hidra_cli.settings.layers import resolve
+from hidra_cli.settings.schema import Settings
+from hidra_cli.system.console import Console
+from hidra_cli.system.distributed import ALONE, World, joined
+from hidra_cli.system.torchrun import launch
+from hidra_cli.tasks.sources import open_tasks
 
 from .conftest import TINY, TINY_OPTIONS
 
@@ -65,7 +67,7 @@ def settings_of(changes: dict[str, Any]) -> Settings:
 def train(name: str, folder: Path, cache: Path, world: World = ALONE) -> dict[str, Any]:
     """Train in a folder; the rows of metrics, and what this process knows at the end."""
     settings = settings_of(TRAININGS[name])
-    data = common.open_tasks(settings.dataset, cache, Console(verbosity=-1), CPU)
+    data = open_tasks(settings.dataset, cache, Console(verbosity=-1), CPU)
     trainer = MetaTrainer(settings, data, CPU, world=world)
     run = create_run(folder, name, settings) if world.main else RunDir(folder / name)
     trained = trainer.run(run, Console(verbosity=-1))
@@ -134,7 +136,7 @@ def main(out: Path, cache: Path) -> None:
     # Run after what `joined` registers: the last one goes first.
     atexit.register(lambda: (out / f"threads-{launch().rank}").write_text("\n".join(threads())))
     with joined(launch(), CPU) as world:
-        images = common.open_images(TINY, cache, Console(verbosity=-1))
+        images = open_images(TINY, cache, Console(verbosity=-1))
         found: dict[str, Any] = {"collectives": put_together(world)}
         for name in TRAININGS:
             found[name] = train(name, out, cache, world)

@@ -15,15 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import agreement, engine
-from benchmarks.agreement import relative_error
-from benchmarks.contenders import CONTENDERS, Contender, ours
-from benchmarks.measuring import interleaved, work_of
-from benchmarks.peers import Gradients, Run
-from benchmarks.workloads import CPU, WORKLOADS, Case, Workload, find_workloads
+from benchmarks.engine import agreement, engine
+from benchmarks.engine.agreement import relative_error
+from benchmarks.engine.contenders import CONTENDERS, Contender, ours
+from benchmarks.engine.measuring import interleaved, work_of
+from benchmarks.engine.peers import Gradients, Run
+from benchmarks.engine.workloads import CPU, WORKLOADS, Case, Workload, find_workloads
 from hidra_cli.engine.inner_loop import InnerLoop, Outcome
-from hidra_cli.engine.strategies import Loop
-from hidra_cli.engine.tasks import TaskBatch
+from hidra_cli.engine.strategies.base import Loop
+from hidra_cli.engine.task_batch import TaskBatch
 from hidra_cli.errors import RunError, UsageError
 
 TINY = Workload(
@@ -48,7 +48,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def run(*arguments: str | Path) -> int:
-    """The exit code of a command line of benchmarks/engine.py."""
+    """The exit code of a command line of benchmarks/engine/engine.py."""
     with pytest.raises(SystemExit) as ended:
         engine.main([str(argument) for argument in arguments])
     code = ended.value.code

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from hidra_cli.settings import resolve
+from hidra_cli.settings.layers import resolve
 
 from .conftest import Hidra
 

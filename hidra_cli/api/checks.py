@@ -133,7 +133,7 @@ def check_dataset(
     dataset: type[Dataset], source: Path | None, downloads: Path, **options: Any
 ) -> None:
     """Check a dataset's description, class names, splits and images."""
-    from hidra_cli.store.decode import decode_image
+    from hidra_cli.api.decoding import decode_image
 
     _check_version(dataset)
     name = dataset.__name__

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hidra_cli.commands import common, completing
-from hidra_cli.commands.adapting import Wish, check_finite, show_steps
+from hidra_cli.commands import completion, flags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hidra_cli.api.data import Split
-    from hidra_cli.console import Console
-    from hidra_cli.models import TrainedModel
-    from hidra_cli.store.reader import PreparedImages
+    from hidra_cli.images.own_pictures import LabelledPictures
+    from hidra_cli.images.prepared import PreparedImages
+    from hidra_cli.jobs.adapt import Wish
+    from hidra_cli.jobs.classifier import Kept
+    from hidra_cli.runs.model import TrainedModel
 
-# What adapts where nothing was meta-trained yet; data/models has its card.
-SHIPPED = "omniglot-any"
 _OWN, _DRAWN = "Own pictures", "A task drawn from a dataset"
 
 
@@ -34,7 +35,7 @@ def adapt(
         Path | None,
         typer.Option(
             help="A run directory or checkpoint. [the latest run, else omniglot-any]",
-            autocompletion=completing.run_paths,
+            autocompletion=completion.run_paths,
         ),
     ] = None,
     steps: Annotated[
@@ -83,23 +84,23 @@ def adapt(
         typer.Option(
             help="Another dataset than the run's.",
             rich_help_panel=_DRAWN,
-            autocompletion=completing.datasets,
+            autocompletion=completion.datasets,
         ),
     ] = None,
-    source: common.Source = None,
-    data_opt: common.DataOpt = None,
-    split: common.Split = "test",
+    source: flags.Source = None,
+    data_opt: flags.DataOpt = None,
+    split: flags.Split = "test",
     seed: Annotated[
         int, typer.Option(help="Of the episodes.", min=0, max=2**63 - 1, rich_help_panel=_DRAWN)
     ] = 0,
-    device: common.Device = None,
-    out: common.Out = None,
-    runs_dir: common.RunsDir = None,
-    cache_dir: common.CacheDir = None,
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    verbose: common.Verbose = False,
-    debug: common.Debug = False,
+    device: flags.Device = None,
+    out: flags.Out = None,
+    runs_dir: flags.RunsDir = None,
+    cache_dir: flags.CacheDir = None,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Learn a task, show how well, and save the classifier.
 
@@ -116,21 +117,25 @@ def adapt(
 
     Next: hidra predict CLASSIFIER DIR
     """
-    from hidra_cli.classifiers import load_base
-    from hidra_cli.commands.adapt_own import adapt_own
-    from hidra_cli.engine.devices import resolve_device
-    from hidra_cli.models import load_model
-    from hidra_cli.pictures import labelled_pictures
+    from hidra_cli.jobs.adapt import Wish, _check_classifies
+    from hidra_cli.runs.locate import _latest
 
-    console = common.make_console(json_output, quiet, verbose)
+    pass
+    from hidra_cli.engine.devices import resolve_device
+    from hidra_cli.images.open import open_images
+    from hidra_cli.images.own_pictures import labelled_pictures
+    from hidra_cli.jobs.classifier import load_base
+    from hidra_cli.runs.model import load_model
+
+    console = flags.make_console(json_output, quiet, verbose)
     where = resolve_device(device or "auto")
     wish = Wish(where, steps, ways, shots, out, not forget, console)
     if support is None:
         _check_only_drawn({"--query": query, "--labels": labels, "--base": base})
         model = load_model(checkpoint or _latest(runs_dir, console), where, steps=steps)
         _check_classifies(model)
-        settings = common.another_dataset(model.settings.dataset, dataset, source, data_opt)
-        images = common.open_images(settings, cache_dir, console)
+        settings = flags.another_dataset(model.settings.dataset, dataset, source, data_opt)
+        images = open_images(settings, cache_dir, console)
         _adapt_drawn(wish, model, images, split, episode, seed, queries)
         return
     other = {"--dataset": dataset, "--source": source, "--data-opt": data_opt}
@@ -142,33 +147,6 @@ def adapt(
         model = load_model(checkpoint or _latest(runs_dir, console), where)
         _check_classifies(model)
     adapt_own(wish, model, kept, labelled_pictures(support, labels), support, query)
-
-
-def _latest(runs_dir: Path | None, console: Console) -> Path:
-    """The latest run, or the model that ships with hidra where there is none."""
-    from hidra_cli.errors import DataError
-    from hidra_cli.runs import latest_run, shipped_models
-
-    try:
-        return latest_run(common.runs_dir_of(runs_dir))
-    except DataError:
-        shipped = shipped_models().get(SHIPPED)
-        if shipped is None:
-            raise
-        console.note(f"there is no run yet: using {SHIPPED}, which ships with hidra")
-        return shipped
-
-
-def _check_classifies(model: TrainedModel) -> None:
-    from hidra_cli.errors import UsageError
-    from hidra_cli.problems import CLASSIFICATION
-
-    if model.problem is not CLASSIFICATION:
-        raise UsageError(
-            f"{model.name} makes no classifiers",
-            why=f"it was trained on functions ({model.settings.dataset.name}), not on classes",
-            fix=f"measure how it adapts: hidra evaluate {model.path}",
-        )
 
 
 def _check_only_drawn(own: Mapping[str, object]) -> None:
@@ -212,10 +190,12 @@ def _adapt_drawn(
     seed: int,
     queries: int,
 ) -> None:
-    from hidra_cli.adaptation import adapt_task
-    from hidra_cli.classifiers import save_classifier
-    from hidra_cli.episodes import EpisodeSampler
-    from hidra_cli.runs import results_home
+    from hidra_cli.jobs.adapt import _check_positive, adapt_task, check_finite
+    from hidra_cli.jobs.classifier import save_classifier
+    from hidra_cli.reports.adaptation import show_steps
+    from hidra_cli.runs.locate import results_home
+    from hidra_cli.system.files import made
+    from hidra_cli.tasks.episodes import EpisodeSampler
 
     console, ways, shots = wish.console, wish.ways, wish.shots
     n = ways if ways is not None else (5 if model.learner.head.any_ways else model.max_ways)
@@ -237,7 +217,7 @@ def _adapt_drawn(
     )
     of = "" if split == "test" else f"{split}-"
     name = f"{images.dataset}-{of}{n}w{k}s-seed{seed}-episode{episode}"
-    path = common.made(wish.out or results_home(model.path) / "adapted" / name)
+    path = made(wish.out or results_home(model.path) / "adapted" / name)
     path /= "classifier.safetensors"
     save_classifier(path, model, adapted.weights, task, classes, keep=wish.keep)
     console.print(f"classifier: {path}")
@@ -259,12 +239,71 @@ def _adapt_drawn(
     )
 
 
-def _check_positive(ways: int, shots: int) -> None:
-    from hidra_cli.errors import UsageError
+def adapt_own(
+    wish: Wish,
+    model: TrainedModel,
+    kept: Kept | None,
+    given: LabelledPictures,
+    support: Path,
+    query: Path | None,
+) -> None:
+    """Learn the pictures given now, with those that a classifier kept, and save a classifier."""
+    from hidra_cli.images.own_pictures import labelled_pictures, read_pictures
+    from hidra_cli.jobs.adapt import (
+        _check_given,
+        _together,
+        adapt_task,
+        check_finite,
+        hold_out,
+        own_task,
+    )
+    from hidra_cli.jobs.classifier import save_classifier
+    from hidra_cli.reports.adaptation import _confusion, _show_own
+    from hidra_cli.runs.locate import results_home
+    from hidra_cli.system.files import made
 
-    if ways < 2 or shots < 1:
-        raise UsageError(
-            f"a task of {ways} ways and {shots} shots cannot be drawn",
-            why="it needs at least 2 ways and 1 shot",
-            fix="--ways 2 or more, --shots 1 or more",
+    console, invert = wish.console, bool(model.meta["invert"])
+    images = read_pictures(given.paths, model.image_shape, invert).to(wish.device)
+    classes, images, targets = _together(given, images, kept)
+    counts = dict(zip(classes, targets.bincount(minlength=len(classes)).tolist(), strict=True))
+    _check_given(counts, wish.ways, wish.shots)
+    model.check((len(classes),), model.image_shape)
+    held = hold_out(model, images, targets, len(classes)) if wish.steps is None else None
+    steps = wish.steps if held is None else held.steps
+    model = model if steps is None else replace(model, steps=steps)
+    queries = None
+    if query is not None:
+        asked = labelled_pictures(query).within(classes, query)
+        queries = (
+            read_pictures(asked.paths, model.image_shape, invert).to(wish.device),
+            targets.new_tensor(asked.labels),
         )
+    task = own_task((images, targets), queries, len(classes))
+    adapted = adapt_task(model, task)
+    _show_own(model, classes, counts, held, adapted, console)
+    check_finite(adapted)
+    table = _confusion(model, task, adapted, held, classes, console)
+    place = results_home(model.path) / "adapted" / f"{support.resolve().name}-{len(classes)}w"
+    path = made(wish.out or place) / "classifier.safetensors"
+    save_classifier(path, model, adapted.weights, task, classes, keep=wish.keep)
+    console.print(f"classifier: {path}")
+    console.note(f"next: hidra predict {path} DIR")
+    console.result(
+        {
+            "checkpoint": str(model.path),
+            "classes": counts,
+            "steps": model.steps,
+            "held_out_accuracy_per_step": held.accuracies if held else None,
+            "normalization": model.normalization,
+            "accuracy_per_step": adapted.accuracies if queries else None,
+            "support_loss_per_step": adapted.support_losses,
+            "accuracy_per_class": {
+                name: None if math.isnan(accuracy) else accuracy
+                for name, accuracy in zip(classes, adapted.per_class, strict=True)
+            }
+            if queries
+            else None,
+            "confusion": table,
+            "classifier": str(path),
+        }
+    )

@@ -7,21 +7,21 @@ from typing import Annotated
 
 import typer
 
-from hidra_cli.commands import common, completing
+from hidra_cli.commands import completion, flags
 
 
 def average(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Two or more run directories or checkpoints.", autocompletion=completing.run_paths
+            help="Two or more run directories or checkpoints.", autocompletion=completion.run_paths
         ),
     ],
     out: Annotated[Path, typer.Option(help="The file.")] = Path("average.safetensors"),
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    verbose: common.Verbose = False,
-    debug: common.Debug = False,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Average the weights of models that were trained on from one start, into one checkpoint.
 
@@ -36,12 +36,13 @@ def average(
 
       hidra evaluate both.safetensors runs/second --split val
     """
-    from hidra_cli.averaging import average_models
-    from hidra_cli.checkpoints import save_checkpoint
+    from hidra_cli.jobs.average import average_models
+    from hidra_cli.runs.checkpoint import save_checkpoint
+    from hidra_cli.system.files import check_other_file
 
-    console = common.make_console(json_output, quiet, verbose)
+    console = flags.make_console(json_output, quiet, verbose)
     tensors, meta, found = average_models(runs)
-    common.check_other_file(out, "one of the models", *(one.path for one in found))
+    check_other_file(out, "one of the models", *(one.path for one in found))
     save_checkpoint(out, tensors, meta)
     console.print(f"averaged: {out}")
     named = " ".join(map(str, runs))

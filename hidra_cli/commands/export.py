@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import flags
 
 Format = Literal["onnx", "pt2"]
 
@@ -21,10 +21,10 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="The file. [beside the classifier, called alike]")
     ] = None,
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    verbose: common.Verbose = False,
-    debug: common.Debug = False,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Write a classifier as a program that runs without hidra: images in, probabilities out.
 
@@ -36,15 +36,15 @@ def export(
 
       hidra export classifier.safetensors --format pt2 --out leaves.pt2
     """
-    from hidra_cli.checkpoints import load_checkpoint
-    from hidra_cli.classifiers import CLASSIFIER_FORMAT, restore_classifier
-    from hidra_cli.exporting import export, in_float32, require_onnx
-    from hidra_cli.files import write_atomically
+    from hidra_cli.jobs.classifier import CLASSIFIER_FORMAT, restore_classifier
+    from hidra_cli.jobs.export import export, in_float32, require_onnx
+    from hidra_cli.runs.checkpoint import load_checkpoint
+    from hidra_cli.system.files import check_other_file, write_atomically
 
-    console = common.make_console(json_output, quiet, verbose)
+    console = flags.make_console(json_output, quiet, verbose)
     form = form or ("pt2" if out is not None and out.suffix == ".pt2" else "onnx")
     target = out or classifier.with_suffix(f".{form}")
-    common.check_other_file(target, "the classifier itself", classifier)
+    check_other_file(target, "the classifier itself", classifier)
     if form == "onnx":
         require_onnx()
     checkpoint = load_checkpoint(classifier, CLASSIFIER_FORMAT)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hidra_cli.commands import common
+from hidra_cli.commands import flags
 
 
 def info(
-    cache_dir: common.CacheDir = None,
-    runs_dir: common.RunsDir = None,
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    debug: common.Debug = False,
+    cache_dir: flags.CacheDir = None,
+    runs_dir: flags.RunsDir = None,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Show versions, devices, caches and prepared datasets."""
     import torch
 
     from hidra_cli.errors import DataError
-    from hidra_cli.runs import environment, latest_run, shipped_models
-    from hidra_cli.store.paths import cache_dir as resolve_cache
+    from hidra_cli.images.cache import cache_dir as resolve_cache
+    from hidra_cli.runs.environment import environment
+    from hidra_cli.runs.locate import latest_run, runs_dir_of, shipped_models
 
-    console = common.make_console(json_output, quiet, verbose=False)
+    console = flags.make_console(json_output, quiet, verbose=False)
     cache = resolve_cache(cache_dir)
-    runs = common.runs_dir_of(runs_dir)
+    runs = runs_dir_of(runs_dir)
     try:
         latest = str(latest_run(runs))
     except DataError:

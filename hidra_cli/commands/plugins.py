@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hidra_cli.commands import common, completing
+from hidra_cli.commands import completion, flags
 
 if TYPE_CHECKING:
-    from hidra_cli.scaffold import Skeleton
+    from hidra_cli.jobs.new_plugin import Skeleton
 
 app = typer.Typer(
     help="List, inspect and begin backbones, heads and datasets.", no_args_is_help=True
@@ -19,17 +19,17 @@ app = typer.Typer(
 
 @app.command("list")
 def list_plugins(
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    debug: common.Debug = False,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
 ) -> None:
     """List every installed plugin, without importing any.
 
     Next: hidra plugins show head:hidra
     """
-    from hidra_cli.registry import KINDS, plugins
+    from hidra_cli.api.registry import KINDS, plugins
 
-    console = common.make_console(json_output, quiet, verbose=False)
+    console = flags.make_console(json_output, quiet, verbose=False)
     found = [plugin for kind in KINDS for plugin in plugins(kind)]
     console.table(
         "Plugins",
@@ -57,12 +57,12 @@ def show(
     plugin: Annotated[
         str,
         typer.Argument(
-            help="KIND:NAME, for example head:hidra.", autocompletion=completing.kinds_and_plugins
+            help="KIND:NAME, for example head:hidra.", autocompletion=completion.kinds_and_plugins
         ),
     ],
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    debug: common.Debug = False,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Show a plugin's distribution, abilities, options and whether it loads.
 
@@ -74,20 +74,21 @@ def show(
     """
     import inspect
 
-    from hidra_cli import registry
-    from hidra_cli.errors import UsageError
+    from hidra_cli.api import registry
+    from hidra_cli.api.options import options
+    from hidra_cli.errors import UsageError, nearest
 
-    console = common.make_console(json_output, quiet, verbose=False)
+    console = flags.make_console(json_output, quiet, verbose=False)
     kind, colon, name = plugin.partition(":")
     if not colon or kind not in registry.KINDS:
         raise UsageError(
             f"'{plugin}' does not name a plugin",
-            why=registry.nearest(kind, registry.KINDS),
+            why=nearest(kind, registry.KINDS),
             fix="write KIND:NAME with a kind of " + ", ".join(registry.KINDS),
         )
     found = registry.find(kind, name)
     component = registry.load(found)
-    options = registry.options(component)
+    known = options(component)
     summary = inspect.getdoc(component) or ""
     abilities = _abilities(component)
     console.print(f"{kind}:{found.name} — {summary.splitlines()[0] if summary else ''}")
@@ -100,7 +101,7 @@ def show(
         ["name", "type", "default", "meaning"],
         [
             [o.name, o.type_name, "must be given" if o.required else str(o.default), o.help]
-            for o in options
+            for o in known
         ],
         left=4,
     )
@@ -122,7 +123,7 @@ def show(
                     "default": o.default,
                     "help": o.help,
                 }
-                for o in options
+                for o in known
             ],
         }
     )
@@ -135,9 +136,9 @@ def new(
     out: Annotated[
         Path | None, typer.Option(help="Folder to make. [./hidra-NAME-KIND]", show_default=False)
     ] = None,
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    debug: common.Debug = False,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Write a package with a plugin that works as it is, to begin one's own from.
 
@@ -153,9 +154,9 @@ def new(
     """
     import shlex
 
-    from hidra_cli.scaffold import Skeleton
+    from hidra_cli.jobs.new_plugin import Skeleton
 
-    console = common.make_console(json_output, quiet, verbose=False)
+    console = flags.make_console(json_output, quiet, verbose=False)
     skeleton = Skeleton(kind, name)
     _check_free(skeleton)
     folder = (out or Path(skeleton.distribution)).expanduser()
@@ -181,9 +182,9 @@ def new(
 
 def _check_free(skeleton: Skeleton) -> None:
     """Refuse a name that cannot be a plugin's, or is one's already."""
+    from hidra_cli.api.registry import plugins
     from hidra_cli.errors import UsageError
-    from hidra_cli.registry import plugins
-    from hidra_cli.scaffold import fault_of
+    from hidra_cli.jobs.new_plugin import fault_of
 
     kind, name = skeleton.kind, skeleton.name
     if fault := fault_of(name):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import flags
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hidra_cli.console import Console
+    from hidra_cli.system.console import Console
 
 Format = Literal["table", "csv", "jsonl"]
 NONE_OF_THESE = "none of these"
@@ -43,11 +43,11 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    device: common.Device = None,
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    verbose: common.Verbose = False,
-    debug: common.Debug = False,
+    device: flags.Device = None,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Label pictures: class and probability, for one picture or thousands.
 
@@ -60,12 +60,12 @@ def predict(
 
       hidra predict classifier.safetensors a.jpg b.png --format csv
     """
-    from hidra_cli.classifiers import load_classifier
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.errors import DataError
-    from hidra_cli.pictures import pictures_in
+    from hidra_cli.images.own_pictures import pictures_in
+    from hidra_cli.jobs.classifier import load_classifier
 
-    console = common.make_console(json_output, quiet, verbose)
+    console = flags.make_console(json_output, quiet, verbose)
     chosen = load_classifier(classifier, resolve_device(device or "auto"))
     least = _least_probability(none_below, chosen.learner.loss_name)
     paths = pictures_in(pictures)
@@ -83,8 +83,8 @@ def predict(
             advance(done)
     _write(rows, form, out, console)
     if gallery is not None:
-        from hidra_cli.files import write_atomically
-        from hidra_cli.picture import predictions_gallery
+        from hidra_cli.reports.figures import predictions_gallery
+        from hidra_cli.system.files import write_atomically
 
         shown = [row | {"label": _ranks(row)[0][0]} for row in rows]
         write_atomically(gallery, predictions_gallery(shown, chosen.image_shape))
@@ -137,7 +137,7 @@ def _ranks(row: dict[str, Any]) -> list[tuple[str, float]]:
 
 def _write(rows: list[dict[str, Any]], form: Format, out: Path | None, console: Console) -> None:
     """Print predictions, or write them into a file."""
-    from hidra_cli.files import write_atomically
+    from hidra_cli.system.files import write_atomically
 
     if out is not None:
         as_lines = form == "jsonl" or out.suffix == ".jsonl"

@@ -6,32 +6,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hidra_cli.commands import common, completing
+from hidra_cli.commands import completion, flags
 
 if TYPE_CHECKING:
-    from hidra_cli.components import DatasetChoice
-    from hidra_cli.console import Console
-    from hidra_cli.store.reader import PreparedImages
+    from hidra_cli.images.open import DatasetChoice
+    from hidra_cli.images.prepared import PreparedImages
+    from hidra_cli.system.console import Console
 
 
 def prepare(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="Name of the dataset (`hidra plugins list`).", autocompletion=completing.datasets
+            help="Name of the dataset (`hidra plugins list`).", autocompletion=completion.datasets
         ),
     ],
-    source: common.Source = None,
-    data_opt: common.DataOpt = None,
-    cache_dir: common.CacheDir = None,
+    source: flags.Source = None,
+    data_opt: flags.DataOpt = None,
+    cache_dir: flags.CacheDir = None,
     force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Decoding processes. [one per core]")
     ] = None,
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    verbose: common.Verbose = False,
-    debug: common.Debug = False,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Decode a dataset once into a file that every run reads.
 
@@ -50,16 +50,17 @@ def prepare(
     import time
 
     from hidra_cli.api.data import SPLITS
-    from hidra_cli.components import choose_dataset
-    from hidra_cli.settings import DatasetSettings, parse_assignments
-    from hidra_cli.store.reader import open_store
+    from hidra_cli.images.open import choose_dataset, prepare_images, store_path
+    from hidra_cli.images.prepared import open_store
+    from hidra_cli.settings.layers import parse_assignments
+    from hidra_cli.settings.schema import DatasetSettings
 
-    console = common.make_console(json_output, quiet, verbose)
+    console = flags.make_console(json_output, quiet, verbose)
     options = parse_assignments(data_opt or [], "--data-opt")
     choice = choose_dataset(DatasetSettings(name=dataset, source=source, options=options))
     begun = time.monotonic()
-    written = common.prepare_images(choice, cache_dir, console, force=force, workers=workers)
-    path = common.store_path(choice, cache_dir)
+    written = prepare_images(choice, cache_dir, console, force=force, workers=workers)
+    path = store_path(choice, cache_dir)
     images = open_store(path, dataset)
     if not written:
         console.print(f"{dataset}: already prepared ({path}); --force prepares it again")

@@ -6,24 +6,24 @@ from typing import Annotated
 
 import typer
 
-from hidra_cli.commands import common, completing
+from hidra_cli.commands import completion, flags
 
 app = typer.Typer(help="List and show the settings that ship with hidra.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_presets(
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    debug: common.Debug = False,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
 ) -> None:
     """List every preset and what it is for.
 
     Next: hidra presets show NAME
     """
-    from hidra_cli.presets import preset_names, preset_text, summary_of
+    from hidra_cli.settings.presets import preset_names, preset_text, summary_of
 
-    console = common.make_console(json_output, quiet, verbose=False)
+    console = flags.make_console(json_output, quiet, verbose=False)
     found = [(name, summary_of(preset_text(name))) for name in preset_names()]
     console.table("Presets", ["name", "what"], found, left=2)
     console.result({"presets": [{"name": name, "summary": what} for name, what in found]})
@@ -32,11 +32,11 @@ def list_presets(
 @app.command("show")
 def show(
     name: Annotated[
-        str, typer.Argument(help="Name of a preset.", autocompletion=completing.presets)
+        str, typer.Argument(help="Name of a preset.", autocompletion=completion.presets)
     ],
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    debug: common.Debug = False,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Print a preset as the TOML file it is, with its comments.
 
@@ -50,9 +50,9 @@ def show(
     """
     import tomllib
 
-    from hidra_cli.presets import preset_text, summary_of
+    from hidra_cli.settings.presets import preset_text, summary_of
 
-    console = common.make_console(json_output, quiet, verbose=False)
+    console = flags.make_console(json_output, quiet, verbose=False)
     text = preset_text(name)
     console.raw(text)
     console.result(

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hidra_cli.commands import common, completing
+from hidra_cli.commands import completion, flags
 
 if TYPE_CHECKING:
-    from hidra_cli.console import Console
-    from hidra_cli.report.collect import Report
-    from hidra_cli.settings import DatasetSettings
-    from hidra_cli.store.reader import PreparedImages
+    from hidra_cli.images.prepared import PreparedImages
+    from hidra_cli.reports.collect import Report
+    from hidra_cli.settings.schema import DatasetSettings
+    from hidra_cli.system.console import Console
 
 MOST_RUNS = 12
 USUAL_EPISODES = 100
@@ -26,7 +26,7 @@ def report(
         typer.Argument(
             help="Run directories. [the latest run]",
             show_default=False,
-            autocompletion=completing.run_paths,
+            autocompletion=completion.run_paths,
         ),
     ] = None,
     out: Annotated[
@@ -46,13 +46,13 @@ def report(
             show_default=False,
         ),
     ] = None,
-    device: common.Device = None,
-    runs_dir: common.RunsDir = None,
-    cache_dir: common.CacheDir = None,
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    verbose: common.Verbose = False,
-    debug: common.Debug = False,
+    device: flags.Device = None,
+    runs_dir: flags.RunsDir = None,
+    cache_dir: flags.CacheDir = None,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Write a page with curves, test accuracy and example tasks: one HTML file, works offline.
 
@@ -63,25 +63,26 @@ def report(
       hidra report runs/hidra runs/maml --ways 5 --episodes 600 --out compared.html
     """
     from hidra_cli.engine.devices import resolve_device
-    from hidra_cli.files import write_atomically
-    from hidra_cli.report.collect import collect
-    from hidra_cli.report.facts import read_run
-    from hidra_cli.report.page import render
-    from hidra_cli.runs import latest_run
+    from hidra_cli.images.open import open_images
+    from hidra_cli.reports.collect import collect
+    from hidra_cli.reports.page import render
+    from hidra_cli.reports.run_facts import read_run
+    from hidra_cli.runs.locate import latest_run, runs_dir_of
+    from hidra_cli.system.files import write_atomically
 
-    console = common.make_console(json_output, quiet, verbose)
+    console = flags.make_console(json_output, quiet, verbose)
     numbers = _checked(runs or [], ways, episodes)
     where = resolve_device(device or "auto")
-    chosen = runs or [latest_run(common.runs_dir_of(runs_dir))]
+    chosen = runs or [latest_run(runs_dir_of(runs_dir))]
     found = [read_run(path) for path in chosen]
     if episodes is None:
         needed = len(found) > 1 or found[0].tested is None or ways is not None
         episodes = USUAL_EPISODES if needed else 0
 
-    def open_images(settings: DatasetSettings) -> PreparedImages:
-        return common.open_images(settings, cache_dir, console)
+    def images_of(settings: DatasetSettings) -> PreparedImages:
+        return open_images(settings, cache_dir, console)
 
-    made = collect(found, numbers, episodes, where, open_images, console)
+    made = collect(found, numbers, episodes, where, images_of, console)
     page = render(made)
     path = _place(out, chosen)
     write_atomically(path, page)
@@ -93,7 +94,7 @@ def _checked(
 ) -> tuple[int, ...] | None:
     """The numbers of ways, where the flags can be used."""
     from hidra_cli.errors import UsageError
-    from hidra_cli.settings import parse_numbers
+    from hidra_cli.settings.numbers import parse_numbers
 
     if len(runs) > MOST_RUNS:
         why = f"it compares up to {MOST_RUNS}"
@@ -112,7 +113,7 @@ def _checked(
 
 def _place(out: Path | None, chosen: Sequence[Path]) -> Path:
     """Where the page goes. One that compares several runs does not replace the report of one."""
-    from hidra_cli.files import writing_to
+    from hidra_cli.system.files import writing_to
 
     usual = "report.html" if len(chosen) == 1 else "comparison.html"
     path = out or chosen[0] / usual

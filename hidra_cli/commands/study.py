@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hidra_cli.commands import common
+from hidra_cli.commands import flags
 
 if TYPE_CHECKING:
-    from hidra_cli.console import Console
-    from hidra_cli.studies import Study, Training
-
-_POLL = 0.2  # seconds between two looks at the processes
-_LINES_TOLD = 3
+    from hidra_cli.jobs.study.plan import Study
+    from hidra_cli.jobs.study.runner import _Worker
+    from hidra_cli.system.console import Console
 
 
 def study(
@@ -33,11 +27,11 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="Folder of its runs and results. [studies/NAME]")
     ] = None,
-    cache_dir: common.CacheDir = None,
-    json_output: common.Json = False,
-    quiet: common.Quiet = False,
-    verbose: common.Verbose = False,
-    debug: common.Debug = False,
+    cache_dir: flags.CacheDir = None,
+    json_output: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+    debug: flags.Debug = False,
 ) -> None:
     """Train and test all models of a study; run it again, and it goes on where it was.
 
@@ -45,13 +39,15 @@ def study(
 
     Examples:
 
-      hidra study benchmarks/losses.toml --dry-run
+      hidra study benchmarks/studies/losses.toml --dry-run
 
-      hidra study benchmarks/losses.toml --jobs 2
+      hidra study benchmarks/studies/losses.toml --jobs 2
     """
-    from hidra_cli.studies import load_study, trainings
+    from hidra_cli.jobs.study.plan import load_study, trainings
+    from hidra_cli.jobs.study.runner import _work, _Worker
+    from hidra_cli.system.files import made
 
-    console = common.make_console(json_output, quiet, verbose)
+    console = flags.make_console(json_output, quiet, verbose)
     chosen = load_study(file)
     runs = list(trainings(chosen))
     place = out or Path("studies") / file.stem
@@ -67,166 +63,18 @@ def study(
     for worker in workers:
         worker.check_unchanged()
     for part in ("runs", "configs", "logs", "evaluations"):
-        common.made(place / part)
+        made(place / part)
     _work(workers, jobs, console)
     _report(chosen, workers, place, console)
 
 
-@dataclass(eq=False)
-class _Worker:
-    """One training and its test: each a process, taken up again where it was left."""
-
-    study: Study
-    training: Training
-    place: Path
-    cache_dir: Path | None
-
-    @property
-    def name(self) -> str:
-        return self.training.name
-
-    @property
-    def run(self) -> Path:
-        return self.place / "runs" / self.name
-
-    @property
-    def log(self) -> Path:
-        return self.place / "logs" / f"{self.name}.txt"
-
-    @property
-    def tested(self) -> Path:
-        return self.place / "evaluations" / self.name
-
-    def check_unchanged(self) -> None:
-        """Refuse to take a run for this study's that an earlier version of its file made.
-
-        Raises:
-            UsageError: lists each changed setting, old and new.
-        """
-        from hidra_cli.errors import UsageError
-        from hidra_cli.resuming import settings_of
-        from hidra_cli.runs import RunDir, read_json
-        from hidra_cli.settings import MAY_CHANGE, changes
-        from hidra_cli.studies import tested_settings
-
-        before = tested_settings(read_json(self.tested / "result.json"))
-        if before is None and (self.run / "config.toml").exists():
-            before = settings_of(RunDir(self.run))
-        if before is None:
-            return
-        now = self.training.resolved
-        if changed := changes(before, now, MAY_CHANGE - {"outer.iterations"}):
-            raise UsageError(
-                f"the run {self.name} in {self.place} was made with other settings",
-                why="\n     ".join(changed),
-                fix="name another folder with --out, or undo the change",
-            )
-
-    def command(self) -> list[str] | None:
-        """What is to be done next; None where all is done."""
-        from hidra_cli.runs import read_json
-        from hidra_cli.studies import evaluate_flags, tested_flags
-
-        test = evaluate_flags(self.study, self.training)
-        if tested_flags(read_json(self.tested / "result.json")) == test:
-            return None
-        if read_json(self.run / "result.json").get("iterations") == self.training.iterations:
-            flags = ["evaluate", str(self.run), *test, f"--out={self.tested}"]
-        else:
-            flags = self._training()
-        if self.cache_dir is not None:
-            flags.append(f"--cache-dir={self.cache_dir}")
-        return [sys.executable, "-m", "hidra_cli.app", *flags]
-
-    def _training(self) -> list[str]:
-        import tomli_w
-
-        from hidra_cli.files import write_atomically
-
-        config = self.place / "configs" / f"{self.name}.toml"
-        write_atomically(config, tomli_w.dumps(self.training.settings).encode())
-        flags = ["meta-train", f"--runs-dir={self.run.parent}", f"--config={config}"]
-        if self.study.preset:
-            flags.append(f"--preset={self.study.preset}")
-        begun = (self.run / "config.toml").exists()
-        return [*flags, f"--resume={self.name}" if begun else f"--name={self.name}"]
-
-
-def _work(workers: list[_Worker], jobs: int, console: Console) -> None:
-    """Run all that is left, so many at a time.
-
-    Raises:
-        StoppedError: SIGINT or SIGTERM came; every run was stopped and has saved.
-        RunError: a run failed; the others were stopped and have saved.
-    """
-    from hidra_cli.errors import StoppedError
-    from hidra_cli.interrupts import stop_requests
-    from hidra_cli.settings import without_settings
-
-    waiting, done = list(workers), 0
-    running: dict[_Worker, subprocess.Popen[bytes]] = {}
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    # The file says all there is to say: another shell must train the same.
-    environ = {"OMP_NUM_THREADS": threads} | without_settings(os.environ) | {"HIDRA_DEBUG": ""}
-    with stop_requests() as stop, console.progress("study", len(workers)) as advance:
-        try:
-            while (waiting or running) and not stop.number:
-                while waiting and len(running) < jobs:
-                    worker = waiting.pop(0)
-                    command = worker.command()
-                    if command is None:
-                        done += 1
-                        continue
-                    console.detail(" ".join(command))
-                    running[worker] = _started(command, worker.log, environ)
-                for worker in [w for w, process in running.items() if process.poll() is not None]:
-                    _check_ended(worker, running.pop(worker).returncode)
-                    waiting.insert(0, worker)  # its test, or nothing
-                advance(done, ", ".join(worker.name for worker in running))
-                time.sleep(_POLL if running else 0)
-        finally:
-            _stop(running)
-    if stop.number:
-        raise StoppedError(
-            f"with {done} of {len(workers)} runs done; the others have saved",
-            signal_number=stop.number,
-            why="a signal was received",
-            fix="the same command goes on",
-        )
-
-
-def _started(command: list[str], log: Path, environ: dict[str, str]) -> subprocess.Popen[bytes]:
-    with log.open("ab") as file:
-        # A session of its own: Ctrl-C reaches this process alone, which then ends the others.
-        return subprocess.Popen(
-            command, stdout=file, stderr=file, env=environ, start_new_session=True
-        )
-
-
-def _check_ended(worker: _Worker, code: int) -> None:
-    from hidra_cli.errors import RunError
-
-    if code:
-        told = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        raise RunError(
-            f"the run {worker.name} ended with exit code {code}",
-            why="\n     ".join(told[-_LINES_TOLD:]) or "it said nothing",
-            fix=f"see {worker.log}; the same command goes on when it is mended",
-        )
-
-
-def _stop(running: dict[_Worker, subprocess.Popen[bytes]]) -> None:
-    for process in running.values():
-        process.terminate()
-    for process in running.values():
-        process.wait()
-
-
 def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console) -> None:
-    from hidra_cli.files import write_atomically, write_json
-    from hidra_cli.picture import differences_over_ways, learning_curves, scores_over_ways
-    from hidra_cli.runs import RunDir, read_json
-    from hidra_cli.studies import learning, markdown, pooled, read_episodes, summary
+    from hidra_cli.reports.figures import differences_over_ways, learning_curves, scores_over_ways
+    from hidra_cli.reports.study import learning, markdown, pooled, summary
+    from hidra_cli.runs.directory import RunDir
+    from hidra_cli.runs.records import read_json
+    from hidra_cli.runs.scores import read_episodes
+    from hidra_cli.system.files import write_atomically, write_json
 
     cells = pooled(
         chosen, ((w.training, read_episodes(w.tested / "episodes.csv")) for w in workers)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 
 from hidra_cli.errors import DeviceError
+from hidra_cli.system.memory import _largest_resident, _resident
 
 
 def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -61,34 +60,9 @@ def choose_float32(precision: str, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = tf32
 
 
-# Of glibc's mallopt: keep up to 2 GB of freed memory, and take no allocation from the system alone.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MOST_KEPT, _LARGEST = 2**31 - 1, 2**30
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep large blocks that were freed: each step asks for the same ones again.
-
-    Else each is given back to the system and comes anew, page by page, which costs a quarter of the
-    time of training. Nothing happens where the C library is another.
-    """
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # TypeError: Windows
-        return False
-    done = [set_option(_M_MMAP_THRESHOLD, _LARGEST), set_option(_M_TRIM_THRESHOLD, _MOST_KEPT)]
-    return all(done)
-
-
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a GPU; 0 for the CPU, whose memory is where data comes from."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def give_back_freed_memory() -> None:
-    """Give the system what glibc has kept of freed blocks."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory(device: torch.device, others: Sequence[int] = ()) -> int:
@@ -109,24 +83,6 @@ def held_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _resident("VmRSS") or _largest_resident()
-
-
-def _resident(field: str, process: int | str = "self") -> int:
-    """Bytes of a process in memory, now ("VmRSS") or at most ("VmHWM"); 0 if not on Linux."""
-    try:
-        with open(f"/proc/{process}/status", encoding="ascii") as status:  # noqa: PTH123 (no disk)
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return 0
-
-
-def _largest_resident() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else held * 1024
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -25,7 +25,7 @@ from hidra_cli.api import FastWeights
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.normalization import adapting
 from hidra_cli.engine.rates import Rates
-from hidra_cli.engine.tasks import Task, TaskBatch
+from hidra_cli.engine.task_batch import Task, TaskBatch
 
 # The number of ways at which a rate scaled by the ways equals the rate as given.
 REFERENCE_WAYS = 5

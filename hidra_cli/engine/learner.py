@@ -16,7 +16,7 @@ from hidra_cli.engine import losses
 from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.normalization import Episode, Mode, adapting, full_precision, reads_support
 from hidra_cli.engine.rates import LearnedRates
-from hidra_cli.engine.tasks import Task
+from hidra_cli.engine.task_batch import Task
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hidra_cli.api import NormFactory
-from hidra_cli.engine.kernels import can_pool, pooled_moments
+from hidra_cli.engine.kernels.pooled_moments import can_pool, pooled_moments
 
 Mode = Literal["support", "tasknorm", "transductive", "none"]
 EPSILON = 1e-5

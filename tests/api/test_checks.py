@@ -22,7 +22,7 @@ from hidra_cli.api import (
     check_head,
 )
 from hidra_plugins.backbones import Conv4, ResNet12
-from hidra_plugins.glyphs import Glyphs
+from hidra_plugins.datasets.glyphs import Glyphs
 from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml, Random, Zero
 
 Shape = tuple[int, int, int]

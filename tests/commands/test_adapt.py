@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hidra_cli.adaptation import adapt_task
-from hidra_cli.classifiers import Classifier, load_classifier, save_classifier
-from hidra_cli.episodes import EpisodeSampler
-from hidra_cli.models import load_model
-from hidra_cli.store.reader import PreparedImages
+from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.jobs.adapt import adapt_task
+from hidra_cli.jobs.classifier import Classifier, load_classifier, save_classifier
+from hidra_cli.runs.model import load_model
+from hidra_cli.tasks.episodes import EpisodeSampler
 
 from ..conftest import TINY_DATA, TINY_MODEL, Hidra
 

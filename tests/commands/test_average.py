@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hidra_cli.averaging import _mean, average_models
-from hidra_cli.checkpoints import load_checkpoint, save_checkpoint
-from hidra_cli.models import load_model
+from hidra_cli.jobs.average import _mean, average_models
+from hidra_cli.runs.checkpoint import load_checkpoint, save_checkpoint
+from hidra_cli.runs.model import load_model
 
 from ..conftest import TINY_RUN, Hidra
 from .test_bad_input import assert_refused

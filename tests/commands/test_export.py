@@ -17,16 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hidra_cli.adaptation import adapt_task
-from hidra_cli.classifiers import Classifier, load_classifier, save_classifier
-from hidra_cli.episodes import EpisodeSampler
-from hidra_cli.exporting import in_float32
-from hidra_cli.models import load_model
-from hidra_cli.store.reader import PreparedImages
+from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.jobs.adapt import adapt_task
+from hidra_cli.jobs.classifier import Classifier, load_classifier, save_classifier
+from hidra_cli.jobs.export import in_float32
+from hidra_cli.runs.model import load_model
+from hidra_cli.tasks.episodes import EpisodeSampler
 
+from ..api.test_plugin_faults import HEAD, Install, changed
+from ..api.test_plugin_faults import install as install  # a fixture
 from ..conftest import TINY_DATA, TINY_MODEL, TINY_OPTIONS, Hidra
-from ..test_plugin_faults import HEAD, Install, changed
-from ..test_plugin_faults import install as install  # a fixture
 from .test_bad_input import assert_refused
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hidra_cli.adaptation import confusion, hold_out
 from hidra_cli.app import main
-from hidra_cli.classifiers import load_base, load_classifier
-from hidra_cli.models import load_model
-from hidra_cli.store.reader import PreparedImages
+from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.jobs.adapt import confusion, hold_out
+from hidra_cli.jobs.classifier import load_base, load_classifier
+from hidra_cli.runs.model import load_model
 
 from ..conftest import TINY_RUN, Hidra
 from .test_bad_input import assert_refused

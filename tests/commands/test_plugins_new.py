@@ -10,8 +10,8 @@ from typing import get_args
 
 import pytest
 
-from hidra_cli.registry import Kind
-from hidra_cli.scaffold import Skeleton, fault_of
+from hidra_cli.api.registry import Kind
+from hidra_cli.jobs.new_plugin import Skeleton, fault_of
 
 from ..conftest import TINY_RUN, Hidra, WriteImage
 from ..test_examples import hidra as hidra_with

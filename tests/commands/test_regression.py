@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from hidra_cli.checkpoints import load_checkpoint
-from hidra_cli.runs import RunDir
+from hidra_cli.runs.checkpoint import load_checkpoint
+from hidra_cli.runs.directory import RunDir
 
 from ..conftest import TINY_DATA, Hidra
 

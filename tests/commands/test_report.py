@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from hidra_cli.report import collect
-from hidra_cli.report.style import STYLE
+from hidra_cli.images.open import open_images
+from hidra_cli.reports import collect
+from hidra_cli.reports.html.style import STYLE
 
 from ..conftest import TINY_RUN, Hidra
 
@@ -145,15 +146,14 @@ def test_the_pictures_are_the_real_images_the_right_way_round(
     import numpy as np
     from PIL import Image
 
-    from hidra_cli.commands import common
-    from hidra_cli.console import Console
-    from hidra_cli.episodes import EpisodeSampler
-    from hidra_cli.report.tasks import _data_uri
+    from hidra_cli.reports.solved_tasks import _data_uri
+    from hidra_cli.system.console import Console
+    from hidra_cli.tasks.episodes import EpisodeSampler
 
     from ..conftest import TINY
 
     page, _ = made(hidra, cache_dir, run)
-    images = common.open_images(TINY, cache_dir, Console(verbosity=-1))
+    images = open_images(TINY, cache_dir, Console(verbosity=-1))
     chosen = EpisodeSampler(images.table("test"), (5,), (1,), 7, 0).indices([0], 5, 1)
     stored = images.gather(chosen.support[0, :1]).numpy()[0]
 
@@ -317,15 +317,15 @@ def test_hostile_class_names_stay_text(
 ) -> None:
     from dataclasses import replace
 
-    from hidra_cli.commands import common
+    from hidra_cli.images import open as opening
 
-    opened = common.open_images
+    opened = open_images
 
     def hostile(*arguments: Any) -> Any:
         images = opened(*arguments)
         return replace(images, names=tuple(f"{name} {HOSTILE}" for name in images.names))
 
-    monkeypatch.setattr(common, "open_images", hostile)
+    monkeypatch.setattr(opening, "open_images", hostile)
     page, told = made(hidra, cache_dir, run)
     alone_and_silent(page)
     assert told["notes"] == []

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hidra_cli.models import load_model
-from hidra_cli.runs import find_checkpoint, results_home, shipped_models
+from hidra_cli.runs.locate import find_checkpoint, results_home, shipped_models
+from hidra_cli.runs.model import load_model
 
 from ..conftest import Hidra
 from .test_bad_input import assert_refused

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hidra_cli import __version__
-from hidra_cli.engine import kernels
+from hidra_cli.engine.kernels import pooled_moments
 
 from ..conftest import Hidra
 
@@ -119,7 +119,7 @@ def test_info_says_whether_the_kernels_are_there_and_how_to_get_them(
     hidra: Hidra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = hidra("info", "--json", "--cache-dir", tmp_path).json
-    assert facts["kernels"] == kernels.compiled()
+    assert facts["kernels"] == pooled_moments.compiled()
     assert facts["threads"] == torch.get_num_threads()
     assert facts["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     find = importlib.util.find_spec
@@ -128,11 +128,11 @@ def test_info_says_whether_the_kernels_are_there_and_how_to_get_them(
         return None if "_kernels" in name else find(name)
 
     monkeypatch.setattr(importlib.util, "find_spec", as_not_built)
-    kernels._library.cache_clear()
+    pooled_moments._library.cache_clear()
     try:
         done = hidra("info", "--cache-dir", tmp_path)
         assert not hidra("info", "--json", "--cache-dir", tmp_path).json["kernels"]
     finally:
-        kernels._library.cache_clear()
+        pooled_moments._library.cache_clear()
     assert re.search(r"compiled kernels\W+no", done.out)
     assert "C++ compiler" in done.err

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hidra_cli.evaluation import Cell, interval
-from hidra_cli.problems import CLASSIFICATION
-from hidra_cli.studies import load_study, markdown, read_episodes, summary, trainings
+from hidra_cli.jobs.study.plan import load_study, trainings
+from hidra_cli.reports.study import markdown, summary
+from hidra_cli.runs.scores import Cell, interval, read_episodes
+from hidra_cli.tasks.objective import CLASSIFICATION
 
 from ..conftest import TINY_OPTIONS, Hidra
 
@@ -61,7 +62,7 @@ def _cells(tested: Path) -> list[Cell]:
     return read_episodes(tested / "episodes.csv")
 
 
-STUDIES = sorted((Path(__file__).resolve().parents[2] / "benchmarks").glob("*.toml"))
+STUDIES = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "studies").glob("*.toml"))
 
 
 @pytest.fixture

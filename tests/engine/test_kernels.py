@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidra_cli.engine.inner_loop import InnerLoop, meta_gradient
-from hidra_cli.engine.kernels import compiled, pooled_moments
+from hidra_cli.engine.kernels.pooled_moments import compiled, pooled_moments
 from hidra_cli.engine.learner import channels_last
 from hidra_cli.engine.normalization import Mode
 from tests.engine.tools import MODES, flat, make_batch, make_learner

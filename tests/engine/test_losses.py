@@ -11,7 +11,7 @@ import torch
 from hidra_cli.engine.inner_loop import InnerLoop, adapted, meta_gradient
 from hidra_cli.engine.losses import LossName, loss, probabilities
 from hidra_cli.engine.rates import LearnedRates
-from hidra_cli.engine.tasks import Examples
+from hidra_cli.engine.task_batch import Examples
 
 from .tools import make_batch, make_learner
 

@@ -13,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hidra_cli.engine.inner_loop import InnerLoop
 from hidra_cli.engine.learner import Learner
-from hidra_cli.engine.memory import MemoryEstimate, PeakOfTensors, estimate
-from hidra_cli.engine.strategies import Batched, Loop, Strategy, Threads
+from hidra_cli.engine.memory_estimate import MemoryEstimate, PeakOfTensors, estimate
+from hidra_cli.engine.strategies.base import Loop, Strategy
+from hidra_cli.engine.strategies.cores import Threads
+from hidra_cli.engine.strategies.stacked import Batched
 from tests.engine.tools import make_batch, make_learner
 
 Make = Callable[..., Strategy]

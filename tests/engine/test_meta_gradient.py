@@ -14,7 +14,7 @@ from hidra_cli.engine.inner_loop import InnerLoop, adapt, meta_gradient
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.normalization import Mode
-from hidra_cli.engine.tasks import Task, TaskBatch
+from hidra_cli.engine.task_batch import Task, TaskBatch
 
 from .tools import HEADS, MODES, make_batch, make_learner
 

@@ -14,23 +14,17 @@ import torch
 from torch import Tensor
 
 from hidra_cli.api import Backbone, NormFactory
-from hidra_cli.crew import threads_of_operators
-from hidra_cli.engine import strategies
 from hidra_cli.engine.inner_loop import InnerLoop, Outcome, meta_gradient
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.normalization import Mode, norm_factory
-from hidra_cli.engine.strategies import (
-    CREW,
-    Batched,
-    Compiled,
-    Loop,
-    Processes,
-    Strategy,
-    Threads,
-    choose,
-)
-from hidra_cli.engine.tasks import Examples, TaskBatch
+from hidra_cli.engine.strategies import cores
+from hidra_cli.engine.strategies.base import Loop, Strategy
+from hidra_cli.engine.strategies.choose import choose
+from hidra_cli.engine.strategies.cores import CREW, Processes, Threads
+from hidra_cli.engine.strategies.stacked import Batched, Compiled
+from hidra_cli.engine.task_batch import Examples, TaskBatch
+from hidra_cli.system.worker_pool import threads_of_operators
 from hidra_plugins.backbones import Conv4, Mlp, ResNet12
 from hidra_plugins.heads import Hidra
 from hidra_plugins.torchvision_backbone import Torchvision
@@ -287,7 +281,7 @@ def test_the_strategy_that_is_asked_for_is_chosen(name: Any) -> None:
 def test_on_a_cpu_every_core_gets_a_task_and_a_process_if_it_takes_long() -> None:
     strategy = choose("auto", make_learner("hidra"), (1, 8, 8)).strategy
     assert isinstance(strategy, Processes)
-    assert strategy.patience == strategies.PATIENCE > 1
+    assert strategy.patience == cores.PATIENCE > 1
 
 
 def own_gradient(
@@ -340,7 +334,7 @@ def spied_share(strategy: Strategy, batch: TaskBatch, inner: InnerLoop) -> list[
 
 def test_where_memory_is_short_it_stays_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     CREW.dismiss()
-    monkeypatch.setattr(strategies, "available_memory", lambda: 1000)
+    monkeypatch.setattr(cores, "available_memory", lambda: 1000)
     strategy = Processes(make_learner("hidra"), workers=2, patience=1e-9)
     for _ in range(3):
         strategy.meta_gradient(make_batch(tasks=2), InnerLoop(1, 0.3))

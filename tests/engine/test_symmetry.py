@@ -16,7 +16,7 @@ from hidra_cli.engine.inner_loop import InnerLoop, adapt, meta_gradient
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.normalization import Mode
-from hidra_cli.engine.tasks import Task
+from hidra_cli.engine.task_batch import Task
 
 from .tools import MODES, make_batch, make_learner
 

@@ -11,7 +11,7 @@ from hidra_cli.engine.learner import Learner, Precision
 from hidra_cli.engine.losses import LossName
 from hidra_cli.engine.normalization import Mode, adapting, norm_factory
 from hidra_cli.engine.rates import LearnedRates
-from hidra_cli.engine.tasks import Examples, TaskBatch
+from hidra_cli.engine.task_batch import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4
 from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml, Random, Zero
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from hidra_cli.api import DataError, safe_parts
-from hidra_cli.store.decode import decode_image
-from hidra_plugins import archives
-from hidra_plugins.archives import tar_members, zip_members
-from hidra_plugins.sources import zip_tree
+from hidra_cli.api.decoding import decode_image
+from hidra_plugins.datasets import archives
+from hidra_plugins.datasets.archives import tar_members, zip_members
+from hidra_plugins.datasets.sources import zip_tree
 
 MEBIBYTE = 1 << 20
 

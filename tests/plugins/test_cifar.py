@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from hidra_cli.api import DataError, ImageClass
-from hidra_plugins.cifar import CifarFS, class_split
-from hidra_plugins.sources import split_file
+from hidra_plugins.datasets.cifar import CifarFS, class_split
+from hidra_plugins.datasets.sources import split_file
 
 LABELS = sorted(class_split("cifar-fs"))
 NOWHERE = Path("nowhere")

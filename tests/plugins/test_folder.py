@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hidra_cli.api import DataError, ImageClass
+from hidra_cli.api.decoding import formats
 from hidra_cli.api.folders import image_suffixes
-from hidra_cli.store.decode import formats
-from hidra_plugins.folder import Folder, divide, parse_fractions
+from hidra_plugins.datasets.folder import Folder, divide, parse_fractions
 
 NOWHERE = Path("nowhere")
 WriteImage = Callable[[Path], Path]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hidra_cli.api import ImageClass
-from hidra_plugins.glyphs import Glyphs
+from hidra_plugins.datasets.glyphs import Glyphs
 
 NOWHERE = Path("no-such-folder")
 

@@ -11,8 +11,8 @@ import pytest
 
 from hidra_cli.api import DataError, ImageClass
 from hidra_cli.api.folders import LARGEST_CSV
-from hidra_plugins.miniimagenet import MiniImageNet
-from hidra_plugins.sources import split_file
+from hidra_plugins.datasets.miniimagenet import MiniImageNet
+from hidra_plugins.datasets.sources import split_file
 
 NOWHERE = Path("nowhere")
 WriteImage = Callable[[Path], Path]

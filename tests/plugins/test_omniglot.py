@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from hidra_cli.api import DataError, ImageClass
-from hidra_plugins.omniglot import EVALUATION_ALPHABETS, Omniglot, half_of, vinyals_split
-from hidra_plugins.sources import download
+from hidra_plugins.datasets.omniglot import EVALUATION_ALPHABETS, Omniglot, half_of, vinyals_split
+from hidra_plugins.datasets.sources import download
 
 BACKGROUND = "images_background"
 EVALUATION = "images_evaluation"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hidra_plugins import pickled
-from hidra_plugins.pickled import Call, RefusedError, as_bytes_array, load
+from hidra_plugins.datasets import pickled
+from hidra_plugins.datasets.pickled import Call, RefusedError, as_bytes_array, load
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 6)
 EMPTY = b"\x80\x02}"

@@ -14,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hidra_cli.api import FunctionFamily, check_backbone, check_function_family
-from hidra_cli.components import choose_functions
 from hidra_cli.errors import PluginError
-from hidra_cli.functions import FunctionTasks
-from hidra_cli.settings import DatasetSettings
-from hidra_cli.task_sources import Sampler, sampler_of
+from hidra_cli.settings.schema import DatasetSettings
+from hidra_cli.tasks.functions import FunctionTasks
+from hidra_cli.tasks.sources import Sampler, choose_functions, sampler_of
 from hidra_plugins.backbones import Mlp
-from hidra_plugins.sinusoids import Sinusoids
+from hidra_plugins.datasets.sinusoids import Sinusoids
 
 CPU = torch.device("cpu")
 few = settings(max_examples=25, deadline=None)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hidra_cli.api import DataError, check_backbone
 from hidra_cli.engine.normalization import norm_factory
-from hidra_cli.models import load_model
-from hidra_cli.runs import RunDir
+from hidra_cli.runs.directory import RunDir
+from hidra_cli.runs.model import load_model
 from hidra_plugins.torchvision_backbone import Torchvision
 
 from ..conftest import Hidra

@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hidra_cli.models import load_model
-from hidra_cli.runs import RunDir
-from hidra_cli.store.reader import PreparedImages, open_store
+from hidra_cli.images.prepared import PreparedImages, open_store
+from hidra_cli.runs.directory import RunDir
+from hidra_cli.runs.model import load_model
 
 from ..conftest import TINY_DATA, TINY_MODEL, TINY_RUN, Finished, Hidra
 
@@ -275,7 +275,7 @@ def test_a_signal_to_the_whole_group_ends_prepare_and_leaves_nothing(
 TOGETHER = """
 import sys, time
 from pathlib import Path
-import hidra_cli.training, hidra_cli.evaluation, hidra_cli.models
+import hidra_cli.jobs.training.trainer, hidra_cli.jobs.evaluate, hidra_cli.runs.model
 from hidra_cli.app import main
 go = Path(sys.argv.pop(1))
 Path(f"{go}-{sys.argv.pop(1)}").touch()

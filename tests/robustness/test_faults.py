@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from hidra_cli.checkpoints import load_checkpoint
-from hidra_cli.runs import RunDir
+from hidra_cli.runs.checkpoint import load_checkpoint
+from hidra_cli.runs.directory import RunDir
 
 from ..conftest import TINY_DATA, Finished, Hidra
 from .tools import SMALL, assert_told, assert_whole, checksums, rows

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hidra_cli.checkpoints import Checkpoint, checkpoint_bytes, load_checkpoint
-from hidra_cli.classifiers import CLASSIFIER_FORMAT, load_base, load_classifier
 from hidra_cli.errors import HidraError
-from hidra_cli.runs import RunDir
-from hidra_cli.store.reader import SEAL_BYTES, PreparedImages, open_store
+from hidra_cli.images.file_format import SEAL_BYTES
+from hidra_cli.images.prepared import PreparedImages, open_store
+from hidra_cli.jobs.classifier import CLASSIFIER_FORMAT, load_base, load_classifier
+from hidra_cli.runs.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
+from hidra_cli.runs.directory import RunDir
 
 from ..conftest import TINY_DATA, Hidra
 from .tools import assert_told

@@ -20,14 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hidra_cli.errors import UsageError
-from hidra_cli.presets import preset_names
-from hidra_cli.settings import (
-    MOST_WAYS_OR_SHOTS,
-    Settings,
-    format_numbers,
-    parse_numbers,
-    resolve,
-)
+from hidra_cli.settings.layers import resolve
+from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS, format_numbers, parse_numbers
+from hidra_cli.settings.presets import preset_names
+from hidra_cli.settings.schema import Settings
 
 from ..conftest import TINY_DATA, Finished, Hidra, WriteImage
 

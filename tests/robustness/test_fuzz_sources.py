@@ -24,13 +24,13 @@ import pytest
 from PIL import Image
 
 from hidra_cli.api import Dataset, ImageClass
+from hidra_cli.api.decoding import decode_class, formats
 from hidra_cli.api.folders import REFUSED_FORMATS
 from hidra_cli.errors import HidraError
-from hidra_cli.store.decode import decode_class, formats
-from hidra_plugins.cifar import CifarFS, class_split
-from hidra_plugins.folder import Folder
-from hidra_plugins.miniimagenet import MiniImageNet
-from hidra_plugins.sources import zip_tree
+from hidra_plugins.datasets.cifar import CifarFS, class_split
+from hidra_plugins.datasets.folder import Folder
+from hidra_plugins.datasets.miniimagenet import MiniImageNet
+from hidra_plugins.datasets.sources import zip_tree
 
 SLOWEST = 20.0  # seconds, on a machine with much else to do
 SHAPE = (3, 8, 8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hidra_cli.runs import RunDir
+from hidra_cli.runs.directory import RunDir
 
 from .tools import SMALL, assert_whole, checksums, rows, start
 

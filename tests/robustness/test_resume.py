@@ -15,18 +15,18 @@ import pytest
 import torch
 from torch import nn
 
-from hidra_cli.checkpoints import load_checkpoint
-from hidra_cli.console import Console
-from hidra_cli.crew import threads_of_operators
-from hidra_cli.engine import kernels
-from hidra_cli.engine.strategies import CREW
+from hidra_cli.engine.kernels import pooled_moments
+from hidra_cli.engine.strategies.cores import CREW
 from hidra_cli.errors import DataError
-from hidra_cli.runs import RunDir, create_run, owning
-from hidra_cli.store.reader import PreparedImages
-from hidra_cli.training import MetaTrainer
+from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.jobs.training.trainer import MetaTrainer
+from hidra_cli.runs.checkpoint import load_checkpoint
+from hidra_cli.runs.directory import RunDir, create_run, owning
+from hidra_cli.system.console import Console
+from hidra_cli.system.worker_pool import threads_of_operators
 
 from ..conftest import Finished, Hidra
-from ..test_training import settings_of
+from ..jobs.test_training import settings_of
 from .tools import SMALL, assert_told, assert_whole, checksums, rows, start
 
 CPU = torch.device("cpu")
@@ -308,7 +308,11 @@ def test_other_images_are_refused(tiny_images: PreparedImages, place: Place) -> 
         ({"strategy": "threads"}, "batched", "--strategy threads, now"),
         ({"strategy": "batched"}, "batched", ""),
         ({"strategy": "batched", "threads": 77}, "batched", "77 threads"),
-        ({"strategy": "threads", "kernels": not kernels.compiled()}, "threads", "compiled kernels"),
+        (
+            {"strategy": "threads", "kernels": not pooled_moments.compiled()},
+            "threads",
+            "compiled kernels",
+        ),
         ({"strategy": "loop", "resumed": [{"strategy": "threads"}]}, "threads", ""),
     ],
 )
@@ -326,7 +330,7 @@ def test_what_changes_the_rounding_is_told_and_nothing_else(
     assert len(warned) == bool(told)
     assert told in "".join(warned)
     last = RunResult.of(run.environment.read_bytes())["resumed"][-1]
-    assert (last["strategy"], last["kernels"]) == (now, kernels.compiled())
+    assert (last["strategy"], last["kernels"]) == (now, pooled_moments.compiled())
 
 
 @pytest.mark.parametrize("strategy", ["threads", "processes"])

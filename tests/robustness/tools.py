@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hidra_cli.runs import RunDir
+from hidra_cli.runs.directory import RunDir
 
 from ..conftest import TINY_DATA, Finished
 

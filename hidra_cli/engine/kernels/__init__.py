@@ -1,0 +1,1 @@
+"""Normalization and pooling on a CPU, twice differentiable, in C++."""

@@ -1,0 +1,141 @@
+"""How the tasks of a meta-batch are spread over a device. All give the gradient of the loop.
+
+- `loop`: one task after another, each operator on all cores; the specification (inner_loop.py).
+- `threads`: one task per core. Bit for bit the loop on one thread, on as many cores as tasks or
+  fewer.
+- `processes`: the same in processes of their own, which do not wait for each other (crew.py); the
+  same bits.
+- `batched`: all tasks at once, with a weight of its own for each where weights differ.
+- `compiled`: as batched, the whole meta-gradient traced and compiled as one function.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from statistics import fmean
+from typing import ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from hidra_cli.engine.inner_loop import (
+    InnerLoop,
+    Outcome,
+    adapt,
+    adapted,
+    leave_alone,
+    query_score,
+)
+from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.strategies.recomputation import Gradients, outer_gradients
+from hidra_cli.engine.task_batch import Task, TaskBatch
+
+T = TypeVar("T")
+
+
+class Strategy(ABC):
+    """One way of computing for many tasks.
+
+    Args:
+        learner: holds the meta-parameters.
+        recompute: keep one inner step's graph at a time, and compute each twice
+            (recomputation.py).
+        micro_batch: so many tasks at once, of strategies that take several at once; 0 for all.
+    """
+
+    name: ClassVar[str]
+    fault = ""  # why it is not at work in its own way any more, where it is not
+
+    def __init__(self, learner: Learner, *, recompute: bool = False, micro_batch: int = 0) -> None:
+        self.learner = learner
+        self.recompute = recompute
+        self.micro_batch = micro_batch
+
+    @abstractmethod
+    def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
+        """Parts of the gradient of the mean query loss over T tasks, that add up to it."""
+
+    @abstractmethod
+    def scores(
+        self, batch: TaskBatch, inner: InnerLoop, steps: int, *, every_step: bool = False
+    ) -> list[list[float]]:
+        """For each task the query score after S steps; or before and after each, S + 1 numbers."""
+
+    def tasks_at_once(self, tasks: int) -> int:
+        """How many of T tasks are in memory together."""
+        return 1
+
+    def other_processes(self, tasks: int) -> int:
+        """How many other processes share T tasks, if it takes long."""
+        return 0
+
+    def beside(self) -> AbstractContextManager[None]:
+        """For what is computed between tasks, so that it takes no core from them."""
+        return nullcontext()
+
+    def meta_gradient(self, batch: TaskBatch, inner: InnerLoop) -> Outcome:
+        """Add the gradient of the mean query loss over T tasks to the meta-parameters' `.grad`."""
+        parameters = list(self.learner.parameters())
+        losses, scores, tasks = [], [], []
+        with self.beside():
+            for part in self.gradients(batch, inner):
+                for parameter, gradient in zip(parameters, part.gradients, strict=True):
+                    _add(parameter, gradient)
+                losses.append(part.loss)
+                scores.append(part.score)
+                tasks.append(part.tasks)
+            leave_alone(self.learner)
+        return Outcome(fmean(losses, tasks), fmean(scores, tasks))
+
+
+class TaskByTask(Strategy):
+    """Each task by itself."""
+
+    @abstractmethod
+    def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterable[T]:
+        """The work done for each task, in order."""
+
+    def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
+        work = partial(_gradients, inner=inner, of=len(batch), recompute=self.recompute)
+        yield from self.each(batch, work)
+
+    def scores(
+        self, batch: TaskBatch, inner: InnerLoop, steps: int, *, every_step: bool = False
+    ) -> list[list[float]]:
+        work = partial(task_scores, inner=inner, steps=steps, every_step=every_step)
+        return list(self.each(batch, work))
+
+
+class Loop(TaskByTask):
+    """One task after another."""
+
+    name = "loop"
+
+    def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterable[T]:
+        return (work(self.learner, task) for task in batch.tasks())
+
+
+def task_scores(
+    learner: Learner, task: Task, inner: InnerLoop, steps: int, *, every_step: bool
+) -> list[float]:
+    """The query score of one task after S steps; or before and after each, S + 1 numbers."""
+    if not every_step:
+        weights = adapted(learner, task, inner, meta=False, steps=steps)
+        return [query_score(learner, weights, task)]
+    path = adapt(learner, task, inner, meta=False, steps=steps)
+    return [query_score(learner, weights, task) for weights in path]
+
+
+def _gradients(
+    learner: Learner, task: Task, inner: InnerLoop, of: int, recompute: bool
+) -> Gradients:
+    parameters = list(learner.parameters())
+    return outer_gradients(learner, task, inner, parameters, of=of, recompute=recompute)
+
+
+def _add(parameter: nn.Parameter, gradient: Tensor | None) -> None:
+    if gradient is None:
+        return
+    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -1,0 +1,95 @@
+"""Which strategy a run takes, and why not the one that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from hidra_cli.engine.inner_loop import InnerLoop
+from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.strategies.base import Loop, Strategy, TaskByTask
+from hidra_cli.engine.strategies.cores import PATIENCE, Processes, Threads
+from hidra_cli.engine.strategies.recomputation import outer_gradients
+from hidra_cli.engine.strategies.stacked import Batched, Compiled
+from hidra_cli.engine.strategies.stacking import StackedLearner, stacked
+from hidra_cli.engine.task_batch import Examples, TaskBatch
+
+StrategyName = Literal["loop", "threads", "processes", "batched", "compiled"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The strategy of a run, and why it is not the one that was asked for, where it is not."""
+
+    strategy: Strategy
+    why: str = ""
+
+
+def choose(
+    name: StrategyName | Literal["auto"],
+    learner: Learner,
+    image_shape: tuple[int, int, int],
+    *,
+    recompute: bool = False,
+    micro_batch: int = 0,
+) -> Choice:
+    """The strategy of a name, or one that backbone and head can do.
+
+    "auto" is a task per core on a CPU, in processes where it takes long, and all tasks at once on a
+    GPU.
+
+    Args:
+        image_shape: (C, H, W), for a trial of one small step.
+    """
+
+    def make(strategy: Callable[..., Strategy]) -> Strategy:
+        return strategy(learner, recompute=recompute, micro_batch=micro_batch)
+
+    if name != "loop" and _draws(learner, image_shape):
+        why = "the backbone draws random numbers as it runs, which must come in the tasks' order"
+        return Choice(Loop(learner), "" if name == "auto" else why)
+    if name == "auto":
+        if learner.device.type == "cpu":
+            return Choice(make(partial(Processes, patience=PATIENCE)))
+        name = "batched"
+    if name in ("batched", "compiled"):
+        if fault := _cannot_stack(learner, image_shape):
+            return Choice(make(Loop), f"backbone or head cannot be batched: {fault}")
+        return Choice(make(Batched if name == "batched" else Compiled))
+    by_name: dict[str, type[TaskByTask]] = {
+        "loop": Loop,
+        "threads": Threads,
+        "processes": Processes,
+    }
+    return Choice(make(by_name[name]))
+
+
+def _draws(learner: Learner, image_shape: tuple[int, int, int]) -> bool:
+    """Whether a forward pass of the backbone takes numbers from PyTorch's own generator."""
+    with torch.random.fork_rng(), torch.no_grad():
+        images = torch.zeros(2, *image_shape, device=learner.device, dtype=learner.dtype)
+        before = torch.get_rng_state()
+        on_device = torch.cuda.get_rng_state() if images.is_cuda else before
+        learner.features(dict(learner.backbone.named_parameters()), images)
+        after = torch.cuda.get_rng_state() if images.is_cuda else torch.get_rng_state()
+        return not (torch.equal(before, torch.get_rng_state()) and torch.equal(on_device, after))
+
+
+def _cannot_stack(learner: Learner, image_shape: tuple[int, int, int]) -> str:
+    """Why a small meta-gradient of two tasks at once fails; "" where it does not."""
+    ways = learner.head.max_ways if not learner.head.any_ways else 2
+    labels = torch.arange(ways, device=learner.device).expand(2, -1)
+    images = torch.zeros(2, ways, *image_shape, device=learner.device, dtype=learner.dtype)
+    examples = Examples(images, labels)
+    task = stacked(TaskBatch(examples, examples, ways, 1, (0, 1)))
+    try:
+        # Two steps: weights are shared in the first alone.
+        inner = InnerLoop(2, 0.01)
+        outer_gradients(StackedLearner(learner), task, inner, list(learner.parameters()))
+    except Exception as exc:  # whatever a plugin's code does under vmap
+        return f"{type(exc).__name__}: {exc}".split("\n")[0]
+    return ""

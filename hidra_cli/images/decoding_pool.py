@@ -1,0 +1,102 @@
+"""Images decoded by several processes, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from hidra_cli.api.data import Dataset, ImageClass
+from hidra_cli.api.decoding import UInt8, decode_class, turned
+from hidra_cli.errors import HidraError, PluginError, RunError
+from hidra_cli.system.signals import StopRequest, held_back
+
+Decoding = Future[tuple[UInt8, bytes]]
+
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def _decoded(
+    dataset: Dataset, classes: list[ImageClass], workers: int | None, stop: StopRequest
+) -> Iterator[tuple[UInt8, bytes]]:
+    """Decode in order of the classes, a bounded number of them ahead of the writer."""
+    count = max(1, min(workers or os.cpu_count() or 1, len(classes)))
+    # Fresh interpreters: forking a process that has threads (torch) can deadlock.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_the_parent)
+    ahead: list[tuple[Decoding, int]] = []
+    try:
+        for before, image_class in zip([None, *classes], classes, strict=False):
+            if before is None or image_class.images is not before.images:
+                pickled = _pickled(image_class)
+                with held_back():  # it may start a process
+                    decoding = pool.submit(
+                        _decode_pickled, pickled, dataset.image_shape, dataset.invert
+                    )
+            # Turned versions of a class follow each other and are decoded once.
+            ahead.append((decoding, image_class.quarter_turns))
+            if len(ahead) >= 16 * count:
+                yield _finished(*ahead.pop(0), stop)
+        while ahead:
+            yield _finished(*ahead.pop(0), stop)
+    except BrokenProcessPool as exc:
+        raise RunError(
+            "a decoding process was killed",
+            why="the system may be out of memory",
+            fix="close other programs and run the same command again",
+        ) from exc
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pickled(image_class: ImageClass) -> bytes:
+    """Done here: where the pool's own pickling fails, its shutdown may wait for ever."""
+    try:
+        return pickle.dumps(image_class)
+    except Exception as exc:
+        raise PluginError(
+            f"the images of class '{image_class.name}' cannot be handed to a decoding process",
+            why=f"{type(exc).__name__}: {exc}",
+            fix="this is a fault of the dataset plugin: report it to its authors",
+        ) from exc
+
+
+def _decode_pickled(
+    pickled: bytes, image_shape: tuple[int, int, int], invert: bool
+) -> tuple[UInt8, bytes]:
+    return decode_class(pickle.loads(pickled), image_shape, invert)
+
+
+def _end_with_the_parent() -> None:
+    """Let a decoding process end when the one that started it does, even by SIGKILL."""
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _finished(decoding: Decoding, quarter_turns: int, stop: StopRequest) -> tuple[UInt8, bytes]:
+    try:
+        while True:
+            stop.obey()
+            with contextlib.suppress(TimeoutError):
+                decoded, digest = decoding.result(timeout=_SECONDS_BETWEEN_LOOKS)
+                return turned(decoded, quarter_turns), digest
+    except (HidraError, BrokenProcessPool):
+        raise
+    except Exception as exc:
+        raise PluginError(
+            "the images of a class could not be read from a decoding process",
+            why=f"{type(exc).__name__}: {exc}",
+            fix="this is a fault of the dataset plugin: report it to its authors",
+        ) from exc

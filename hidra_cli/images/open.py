@@ -1,0 +1,165 @@
+"""The dataset that settings name, prepared where that is needed, and its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hidra_cli.api import registry
+from hidra_cli.api.building import build
+from hidra_cli.api.data import Dataset, FunctionFamily
+from hidra_cli.api.options import options, plugin_options
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.images.cache import StoreKey
+from hidra_cli.settings.schema import DatasetSettings
+
+if TYPE_CHECKING:
+    from hidra_cli.images.prepared import PreparedImages
+    from hidra_cli.system.console import Console
+
+
+@dataclass(frozen=True)
+class DatasetChoice:
+    """A dataset plugin, built with its options, and the key of its prepared file."""
+
+    plugin: registry.Plugin
+    dataset: Dataset
+    key: StoreKey
+    source: Path | None
+
+
+def choose_dataset(settings: DatasetSettings) -> DatasetChoice:
+    """Resolve and build the plugin of a dataset of images. Imports no torch.
+
+    Raises:
+        UsageError: unknown plugin, option or value, or a family of functions.
+        DataError: the source does not exist.
+        PluginError: the plugin fails.
+    """
+    plugin = registry.find("dataset", settings.name)
+    component = registry.load(plugin)
+    if issubclass(component, FunctionFamily):
+        raise UsageError(
+            f"{plugin.name} is a family of functions, and this needs images",
+            why="its tasks are drawn as they are needed: there is nothing to prepare or to show",
+            fix=f"hidra meta-train --dataset {plugin.name} --backbone mlp --loss mse, then "
+            "hidra evaluate RUN",
+        )
+    values = plugin_options(plugin.label, options(component), settings.options)
+    source = _existing(settings.source)
+    dataset: Dataset = build(plugin, component, source, **values)
+    all_values = {o.name: values.get(o.name, o.default) for o in options(component)}
+    identity = str(source.resolve()) if source and component.source_is_identity else None
+    key = StoreKey(
+        plugin.name,
+        plugin.distribution,
+        all_values,
+        dataset.image_shape,
+        dataset.invert,
+        identity,
+    )
+    return DatasetChoice(plugin, dataset, key, source)
+
+
+def _existing(source: str | None) -> Path | None:
+    if source is None:
+        return None
+    path = Path(source)
+    try:
+        path = path.expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError):  # a name too long, or the home of an unknown user
+        exists = False
+    if not exists:
+        raise DataError(
+            f"the source {source} does not exist",
+            why="it is neither a folder nor a file",
+            fix="give --source the folder or archive that holds the images",
+        )
+    return path
+
+
+def store_path(choice: DatasetChoice, cache_dir: Path | None) -> Path:
+    """Where the prepared file of a dataset is, or would be."""
+    from hidra_cli.images.cache import cache_dir as resolve_cache
+
+    return resolve_cache(cache_dir) / "stores" / choice.key.file_name
+
+
+def prepare_images(
+    choice: DatasetChoice,
+    cache_dir: Path | None,
+    console: Console,
+    *,
+    force: bool = False,
+    workers: int | None = None,
+) -> bool:
+    """Write the prepared file of a dataset unless it exists; whether it was written now."""
+    from hidra_cli.api.registry import blame
+    from hidra_cli.errors import PluginError
+
+    try:
+        return _prepare_images(choice, cache_dir, console, force, workers)
+    except PluginError as error:  # the store knows the dataset, not where it comes from
+        raise PluginError(
+            f"{choice.plugin.label} failed",
+            why=f"{error.what}: {error.why}",
+            fix=blame(choice.plugin),
+        ) from error
+
+
+def _prepare_images(
+    choice: DatasetChoice,
+    cache_dir: Path | None,
+    console: Console,
+    force: bool,
+    workers: int | None,
+) -> bool:
+    from hidra_cli.images.cache import cache_dir as resolve_cache
+    from hidra_cli.images.prepare import is_stale, prepare
+
+    path = store_path(choice, cache_dir)
+    downloads = resolve_cache(cache_dir) / "downloads"
+    if path.exists() and not force:
+        if not is_stale(choice.dataset, choice.key, path, downloads):
+            return False
+        console.note(f"{choice.source} has changed since it was prepared")
+        force = True  # the folder need not be listed once more to find that out
+    console.note(f"preparing {choice.plugin.name} …")
+    with console.progress(f"preparing {choice.plugin.name}") as advance:
+        return prepare(
+            choice.dataset,
+            choice.key,
+            path,
+            version=choice.plugin.version,
+            source=choice.source,
+            downloads=downloads,
+            progress=advance,
+            force=force,
+            workers=workers,
+        )
+
+
+def open_images(
+    settings: DatasetSettings, cache_dir: Path | None, console: Console
+) -> PreparedImages:
+    """The prepared images of a dataset; an embedded one is prepared when it is not there yet."""
+    from hidra_cli.errors import DataError
+    from hidra_cli.images.cache import cache_dir as resolve_cache
+    from hidra_cli.images.open import choose_dataset
+    from hidra_cli.images.prepare import has_changed
+    from hidra_cli.images.prepared import open_store
+
+    choice = choose_dataset(settings)
+    if choice.dataset.embedded:
+        prepare_images(choice, cache_dir, console)
+    images = open_store(store_path(choice, cache_dir), choice.plugin.name)
+    if has_changed(choice.dataset, choice.key, images, resolve_cache(cache_dir) / "downloads"):
+        raise DataError(
+            f"{choice.source} has changed since it was prepared",
+            why="files were added, removed or edited",
+            fix=f"hidra prepare {choice.plugin.name} --source {choice.source}",
+        )
+    console.detail(f"images: {images.path} ({images.content_hash[:12]})")
+    return images

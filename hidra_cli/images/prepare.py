@@ -1,0 +1,236 @@
+"""Dataset plugin → one HDF5 file: decoded on all cores, written beside, checked, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+from filelock import FileLock
+
+from hidra_cli import __version__
+from hidra_cli.api.data import SPLITS, Dataset, ImageClass
+from hidra_cli.errors import DataError, HidraError, PluginError
+from hidra_cli.images.cache import StoreKey
+from hidra_cli.images.decoding_pool import _decoded
+from hidra_cli.images.file_format import SEAL_BYTES, ContentHash, _SafeFile, write_about
+from hidra_cli.images.prepared import PreparedImages, open_store
+from hidra_cli.system.console import Advance
+from hidra_cli.system.files import writing_to
+from hidra_cli.system.signals import StopRequest, stop_requests
+
+
+def prepare(
+    dataset: Dataset,
+    key: StoreKey,
+    path: Path,
+    *,
+    version: str,
+    source: Path | None,
+    downloads: Path,
+    progress: Advance,
+    force: bool = False,
+    workers: int | None = None,
+) -> bool:
+    """Write the prepared file unless it exists.
+
+    Two writers at once are serialized by a lock; the second one finds the work done.
+
+    Args:
+        dataset: the plugin, built with its options.
+        key: what the file is called after.
+        path: the file to write.
+        version: of the distribution that brings the plugin.
+        source: recorded in the file.
+        downloads: folder for verified downloads.
+        progress: told the images done and in all.
+        force: rebuild an existing file.
+        workers: decoding processes; one per core by default.
+
+    Returns:
+        Whether the file was written now; False when it was there.
+
+    Raises:
+        DataError: the source is incomplete or an image is damaged.
+        RunError: the file cannot be written (a full disk).
+    """
+    force = force or is_stale(dataset, key, path, downloads)
+    if path.exists() and not force:
+        return False
+    # Released by the system when its process ends, so that no stale lock can be left.
+    lock = FileLock(path.with_suffix(".lock"))
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        if path.exists() and not force:
+            return False
+        classes = _checked_classes(dataset, key, downloads)
+        attributes = _attributes(dataset, key, version, source)
+        if dataset.source_is_identity:
+            attributes["listing"] = _listing(classes)
+        with writing_to(path), stop_requests() as stop:
+            _write_beside(path, dataset, classes, attributes, progress, workers, stop)
+    finally:
+        lock.release()
+    stop.obey()
+    return True
+
+
+def _write_beside(
+    path: Path,
+    dataset: Dataset,
+    classes: list[ImageClass],
+    attributes: dict[str, str],
+    progress: Advance,
+    workers: int | None,
+    stop: StopRequest,
+) -> None:
+    """Write under another name, check, then rename. The caller holds the lock."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink()  # of a process that was killed: the lock is ours
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write(beside, dataset, classes, attributes, progress, workers, stop)
+        open_store(beside, attributes["dataset"], load=False)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def is_stale(dataset: Dataset, key: StoreKey, path: Path, downloads: Path) -> bool:
+    """Whether one's own folder has other files now than when it was prepared."""
+    if not (dataset.source_is_identity and path.is_file()):
+        return False
+    try:
+        with contextlib.closing(open_store(path, key.dataset, load=False)) as images:
+            return has_changed(dataset, key, images, downloads)
+    except DataError:
+        return False  # damaged: opening it will say so
+
+
+def has_changed(dataset: Dataset, key: StoreKey, images: PreparedImages, downloads: Path) -> bool:
+    """Whether one's own folder has other files now than these prepared ones came from."""
+    if not dataset.source_is_identity:
+        return False
+    return images.attributes.get("listing") != _listing(_listed(dataset, key, downloads))
+
+
+def _listing(classes: list[ImageClass]) -> str:
+    """A digest of names, sizes and times of the files: cheap, and changed by any edit."""
+    digest = hashlib.sha256()
+    for image_class in classes:
+        digest.update(f"{image_class.split}/{image_class.name}\n".encode())
+        for reference in image_class.images:
+            if isinstance(reference, Path):
+                try:
+                    status = reference.stat()
+                except OSError as exc:
+                    raise DataError(f"the image {reference} cannot be read", why=str(exc)) from exc
+                digest.update(os.fsencode(reference))
+                digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _checked_classes(dataset: Dataset, key: StoreKey, downloads: Path) -> list[ImageClass]:
+    name = key.dataset
+    classes = _listed(dataset, key, downloads)
+    seen: set[str] = set()
+    for image_class in classes:
+        label = ascii(image_class.name)
+        if not image_class.name.isprintable():
+            raise DataError(f"the class name {label} of {name} cannot be printed", fix="rename it")
+        if image_class.name in seen:
+            raise DataError(f"{name} has two classes called {label}")
+        if image_class.split not in SPLITS:
+            raise DataError(
+                f"class {label} is in an unknown split",
+                why=f"'{image_class.split}' is none of {', '.join(SPLITS)}",
+            )
+        if image_class.quarter_turns % 2 and dataset.image_shape[1] != dataset.image_shape[2]:
+            raise DataError(
+                f"class {label} of {name} is turned by 90°, but its images are not square",
+                why=f"they are {dataset.image_shape[1]}×{dataset.image_shape[2]}",
+            )
+        if not len(image_class.images):
+            raise DataError(f"class {label} of {name} has no image", fix="add images or remove it")
+        seen.add(image_class.name)
+    if not classes:
+        raise DataError(f"{name} has no class at all", fix="give another --source")
+    return classes
+
+
+def _listed(dataset: Dataset, key: StoreKey, downloads: Path) -> list[ImageClass]:
+    """All classes, with a source that cannot be read told apart from a faulty plugin."""
+    try:
+        return list(dataset.classes(downloads))
+    except HidraError:
+        raise
+    except OSError as exc:
+        raise DataError(
+            f"the source of {key.dataset} cannot be read", why=str(exc), fix="check --source"
+        ) from exc
+    except Exception as exc:
+        raise PluginError(
+            f"the dataset '{key.dataset}' of {key.distribution} failed to list its classes",
+            why=f"{type(exc).__name__}: {exc}",
+            fix=f"report it to the authors of {key.distribution}",
+        ) from exc
+
+
+def _attributes(
+    dataset: Dataset, key: StoreKey, version: str, source: Path | None
+) -> dict[str, str]:
+    return {
+        "dataset": key.dataset,
+        "distribution": f"{key.distribution} {version}",
+        "invert": str(dataset.invert),
+        "options": json.dumps(dict(key.options), sort_keys=True, default=str),
+        "title": dataset.title,
+        "licence": dataset.licence,
+        "citation": dataset.citation,
+        "homepage": dataset.homepage,
+        "source": str(source) if source else "",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written_by": f"hidra-cli {__version__}",
+    }
+
+
+def _write(
+    path: Path,
+    dataset: Dataset,
+    classes: list[ImageClass],
+    attributes: dict[str, str],
+    progress: Advance,
+    workers: int | None,
+    stop: StopRequest,
+) -> None:
+    counts = [len(image_class.images) for image_class in classes]
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    splits = np.array([SPLITS.index(c.split) for c in classes], np.uint8)
+    names = [c.name for c in classes]
+    content = ContentHash(dataset.image_shape, dataset.invert, offsets, splits, names)
+    source_hash = hashlib.sha256()
+    with _SafeFile(path) as target:
+        with h5py.File(target, "w", userblock_size=SEAL_BYTES) as file:
+            images = file.create_dataset(
+                "images", (int(offsets[-1]), *dataset.image_shape), np.uint8
+            )
+            file["offsets"] = offsets
+            file["splits"] = splits
+            for index, (decoded, digest) in enumerate(_decoded(dataset, classes, workers, stop)):
+                images[offsets[index] : offsets[index + 1]] = decoded
+                target.check()
+                content.update(decoded)
+                source_hash.update(digest)
+                progress(int(offsets[index + 1]), total=int(offsets[-1]))
+            attributes["source_hash"] = source_hash.hexdigest()
+            attributes["content_hash"] = content.hexdigest()
+            write_about(file, {"attributes": attributes, "names": names})
+        target.check()
+        target.seal()

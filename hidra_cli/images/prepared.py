@@ -1,0 +1,190 @@
+"""Reading a prepared file: checked against its hash, then gathered by index."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import h5py
+import numpy as np
+
+from hidra_cli.api.data import SPLITS, Split
+from hidra_cli.api.decoding import UInt8
+from hidra_cli.errors import DataError
+from hidra_cli.images.file_format import _CHUNK_BYTES, Int64, _about, _plain, check_seal
+from hidra_cli.system.memory import available_memory
+from hidra_cli.tasks.objective import CLASSIFICATION, Problem
+
+if TYPE_CHECKING:
+    import torch
+
+# Above this share of the memory that is free, images stay in the file and are read as needed.
+IN_MEMORY_SHARE = 0.5
+# Up to this share of the memory that is free on a device, images are kept there.
+ON_DEVICE_SHARE = 0.25
+_ATTRIBUTES = ("dataset", "content_hash", "source_hash", "source", "invert", "licence")
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of one split.
+
+    Attributes:
+        names: of the classes, C of them.
+        first: (C,) index of each class's first image in the prepared file.
+        counts: (C,) number of images of each class.
+    """
+
+    dataset: str
+    split: Split
+    names: tuple[str, ...]
+    first: Int64
+    counts: Int64
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """A prepared dataset.
+
+    `images` is an array in memory, a dataset in the open file, or a tensor on a device.
+    """
+
+    path: Path
+    dataset: str
+    image_shape: tuple[int, int, int]
+    offsets: Int64
+    splits: UInt8
+    names: tuple[str, ...]
+    attributes: dict[str, str]
+    images: Any = field(repr=False)
+
+    problem: ClassVar[Problem] = CLASSIFICATION
+
+    @property
+    def content_hash(self) -> str:
+        return self.attributes["content_hash"]
+
+    @property
+    def place(self) -> str:
+        """Where the images are, for messages."""
+        return str(self.path)
+
+    def most_ways(self, split: Split) -> int | None:
+        """How many classes a split has."""
+        return len(self.table(split).names)
+
+    def close(self) -> None:
+        """Close the file, where images are read from it as needed."""
+        if isinstance(self.images, h5py.Dataset):
+            self.images.file.close()
+
+    def on(self, device: torch.device, free: int) -> PreparedImages:
+        """These images kept on a device as uint8, so that tasks are gathered there.
+
+        Only where they take no more than ON_DEVICE_SHARE of the bytes that are free on it; they are
+        left where they are otherwise. A file they were read from is closed.
+        """
+        import torch
+
+        if self.images.nbytes > ON_DEVICE_SHARE * free:
+            return self
+        held = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+        at_once = max(1, _CHUNK_BYTES * len(held) // self.images.nbytes)
+        for first in range(0, len(held), at_once):
+            chunk = self.images[first : first + at_once]
+            held[first : first + at_once] = torch.from_numpy(chunk)
+        self.close()
+        return replace(self, images=held)
+
+    def table(self, split: Split) -> ClassTable:
+        """The classes of one split, in file order."""
+        chosen = np.flatnonzero(self.splits == SPLITS.index(split))
+        return ClassTable(
+            self.dataset,
+            split,
+            tuple(self.names[i] for i in chosen),
+            self.offsets[chosen],
+            self.offsets[chosen + 1] - self.offsets[chosen],
+        )
+
+    def gather(self, indices: Int64) -> torch.Tensor:
+        """Images at `indices` (any shape S) → uint8 tensor (*S, C, H, W), where the images are."""
+        import torch
+
+        flat = indices.reshape(-1)
+        if isinstance(self.images, torch.Tensor):
+            there = torch.from_numpy(flat).to(self.images.device)
+            return self.images[there].reshape(*indices.shape, *self.image_shape)
+        if isinstance(self.images, np.ndarray):
+            found = self.images[flat]
+        else:  # HDF5 wants increasing, distinct indices
+            distinct, back = np.unique(flat, return_inverse=True)
+            found = self.images[distinct][back]
+        return torch.from_numpy(found).reshape(*indices.shape, *self.image_shape)
+
+
+def open_store(path: Path, dataset: str, *, load: bool = True) -> PreparedImages:
+    """Open a prepared file and check it against the hash it is sealed with.
+
+    Args:
+        path: the HDF5 file.
+        dataset: its name, for messages.
+        load: read the images into memory when they fit.
+
+    Raises:
+        DataError: the file is missing, damaged or not a prepared file.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{dataset} is not prepared",
+            why=f"{path} does not exist",
+            fix=f"hidra prepare {dataset}   (with the same --source, --data-opt and --cache-dir)",
+        )
+    try:
+        check_seal(path)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(h5py.File(path, "r"))
+            found = _checked(file, path, load)
+            if not isinstance(found.images, np.ndarray):
+                stack.pop_all()  # images are read from the open file
+            return found
+    except DataError:
+        raise
+    # What h5py, numpy and json raise on tables of other kinds or sizes than ours.
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
+        raise _damaged(path, dataset, str(exc).split("\n")[0]) from exc
+
+
+def _checked(file: h5py.File, path: Path, load: bool) -> PreparedImages:
+    about = _about(file, path)
+    attributes = {str(key): str(value) for key, value in about["attributes"].items()}
+    missing = [key for key in _ATTRIBUTES if key not in attributes]
+    if missing:
+        raise ValueError(f"it does not say its {missing[0]}")
+    names = tuple(map(str, about["names"]))
+    images = _plain(file, "images", np.uint8, 4)
+    offsets: Int64 = _plain(file, "offsets", np.int64, 1)[:]
+    splits: UInt8 = _plain(file, "splits", np.uint8, 1)[:]
+    counts = np.diff(offsets)
+    fit = len(names) == len(splits) == len(counts) > 0 and min(images.shape) > 0
+    if not fit or offsets[0] != 0 or offsets[-1] != len(images) or counts.min() < 1:
+        raise ValueError("its tables do not fit together")
+    if splits.max() >= len(SPLITS) or len(set(names)) != len(names):
+        raise ValueError("its classes are not distinct, or in an unknown split")
+    held: Any = images
+    if load and images.nbytes <= IN_MEMORY_SHARE * available_memory():
+        held = images[:]
+    _, c, h, w = map(int, images.shape)
+    return PreparedImages(
+        path, attributes["dataset"], (c, h, w), offsets, splits, names, attributes, held
+    )
+
+
+def _damaged(path: Path, dataset: str, why: str) -> DataError:
+    return DataError(
+        f"the prepared file {path} is damaged",
+        why=why,
+        fix=f"hidra prepare {dataset} --force   (with the same --source and --data-opt)",
+    )

@@ -1,0 +1,1 @@
+"""The work behind each command, callable from Python: neither typer nor rich."""

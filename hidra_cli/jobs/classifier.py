@@ -1,0 +1,234 @@
+"""Adapted classifiers, each a file of its own: weights, classes, preprocessing and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hidra_cli.api import FastWeights
+from hidra_cli.engine import losses
+from hidra_cli.engine.devices import choose_float32, memory_errors
+from hidra_cli.engine.learner import Learner, Weights
+from hidra_cli.engine.normalization import EpisodeNorm, reads_support
+from hidra_cli.engine.task_batch import Task
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.images.own_pictures import decoded
+from hidra_cli.runs.checkpoint import (
+    Checkpoint,
+    check_entries,
+    incomplete,
+    load_checkpoint,
+    save_checkpoint,
+)
+from hidra_cli.runs.model import TrainedModel, restore_learner
+
+CLASSIFIER_FORMAT = "hidra-classifier"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """An adapted model that labels images by itself: no support set is needed any more.
+
+    In `support` and `tasknorm` mode it keeps the normalization statistics of its support images;
+    in `transductive` mode predictions depend on the images predicted together.
+
+    Attributes:
+        classes: N names.
+        image_shape: (C, H, W) that pictures are fitted to.
+        invert: whether pictures are stored as 255 − value.
+    """
+
+    learner: Learner
+    weights: Weights
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    invert: bool
+
+    @property
+    def normalization(self) -> str:
+        return self.learner.normalization
+
+    def to(self, device: torch.device) -> Classifier:
+        """This classifier on a device."""
+        learner = self.learner.to(device)
+        choose_float32(learner.precision, device)
+        head = {name: value.to(device) for name, value in self.weights.head.items()}
+        return replace(self, learner=learner, weights=Weights(_body(learner), head))
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W) in [0, 1] → class probabilities (n, N)."""
+        logits = self.learner.logits(self.weights, images)
+        return losses.probabilities(self.learner.loss_name, logits)
+
+    def predict(
+        self, paths: Sequence[Path], batch: int = 64
+    ) -> Iterator[tuple[Path, Tensor | DataError]]:
+        """For each picture its class probabilities (N,), or why it cannot be read."""
+        device = self.learner.device
+        pictures = zip(paths, decoded(paths, self.image_shape, self.invert), strict=True)
+        waiting: list[tuple[Path, Tensor | DataError]] = []
+        for index, pair in enumerate(pictures, start=1):
+            waiting.append(pair)
+            if len(waiting) < batch and index < len(paths):
+                continue
+            images = [image for _, image in waiting if isinstance(image, Tensor)]
+            rows: Iterator[Tensor] = iter(())
+            if images:
+                with memory_errors():
+                    rows = iter(self.probabilities(torch.stack(images).to(device)).cpu())
+            for path, image in waiting:
+                yield path, next(rows) if isinstance(image, Tensor) else image
+            waiting = []
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The support images a classifier was adapted to: pictures (n, C, H, W) in [0, 1]."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+
+def save_classifier(
+    path: Path,
+    model: TrainedModel,
+    weights: Weights,
+    task: Task,
+    classes: Sequence[str],
+    *,
+    keep: bool = True,
+) -> None:
+    """Write weights, classes, preprocessing and provenance into one file.
+
+    Args:
+        path: of the file.
+        model: what was adapted.
+        weights: adapted.
+        task: its support images are kept, and the weights it started from, so that classes can be
+            added later.
+        classes: N names.
+        keep: False leaves the images and the starting weights out.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    tensors = {f"model.{name}": value for name, value in model.learner.state_dict().items()}
+    if keep:
+        tensors |= {f"start.{name}": value for name, value in _body(model.learner).items()}
+        tensors["support.images"] = (task.support_images * 255).round().to(torch.uint8)
+        tensors["support.labels"] = task.support_labels
+    tensors |= {f"model.backbone.{name}": value for name, value in weights.body.items()}
+    tensors |= {f"head.{name}": value for name, value in weights.head.items()}
+    if reads_support(model.normalization):
+        tensors |= _support_statistics(model.learner, weights, task)
+    meta: dict[str, Any] = {
+        "format": CLASSIFIER_FORMAT,
+        "classes": list(classes),
+        "settings": model.meta["settings"],
+        "plugins": model.meta["plugins"],
+        "image_shape": list(model.image_shape),
+        "max_ways": model.max_ways,
+        "invert": model.meta["invert"],
+        "steps": model.steps,
+        "iteration": model.meta["iteration"],
+        "dataset_hash": model.meta["dataset_hash"],
+        "made_from": str(model.path),
+    }
+    save_checkpoint(path, tensors, meta)
+
+
+def load_classifier(path: Path, device: torch.device) -> Classifier:
+    """Read a file of `save_classifier`.
+
+    Raises:
+        DataError: it is missing, damaged or not a classifier.
+        PluginError: a plugin it needs is missing.
+        RunError: its weights do not fit.
+    """
+    return restore_classifier(load_checkpoint(path, CLASSIFIER_FORMAT)).to(device)
+
+
+def restore_classifier(checkpoint: Checkpoint) -> Classifier:
+    """Build the classifier that a file describes, on the CPU; raises as `load_classifier`."""
+    check_entries(checkpoint, invert=bool, classes=list)
+    _, image_shape, _, learner = restore_learner(checkpoint)
+    classes = tuple(str(name) for name in checkpoint.meta["classes"])
+    try:
+        if reads_support(learner.normalization):
+            statistics = checkpoint.part("statistics")
+            for name, layer in _norm_layers(learner).items():
+                for key in layer.statistics:
+                    setattr(layer, key, statistics[f"{name}.{key}"])
+        weights = Weights(_body(learner), checkpoint.part("head"))
+        invert = bool(checkpoint.meta["invert"])
+        classifier = Classifier(learner, weights, classes, image_shape, invert)
+        answer = classifier.probabilities(torch.zeros(2, *image_shape))  # do the shapes fit?
+        if answer.shape != (2, len(classes)):
+            raise ValueError(f"{len(classes)} classes, but {answer.shape[1]} output neurons")
+    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+        raise incomplete(checkpoint, exc) from exc
+    return classifier
+
+
+def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, Kept]:
+    """What a classifier was adapted from, and to: so that it can be, with more, again.
+
+    Raises:
+        DataError: it is missing, damaged or not a classifier.
+        UsageError: it was saved without its support images.
+        PluginError, RunError: as `load_classifier`.
+    """
+    checkpoint = load_checkpoint(path, CLASSIFIER_FORMAT)
+    check_entries(checkpoint, invert=bool, classes=list, steps=int, iteration=int, dataset_hash=str)
+    start, support = checkpoint.part("start"), checkpoint.part("support")
+    if not start or not support:
+        raise UsageError(
+            f"{path} cannot grow",
+            why="it was saved without its support images (--forget)",
+            fix="adapt anew to a folder of all classes: hidra adapt --support DIR",
+        )
+    tensors = {n: t for n, t in checkpoint.tensors.items() if n.startswith("model.")}
+    tensors |= {f"model.backbone.{name}": value for name, value in start.items()}
+    begun = replace(checkpoint, tensors=tensors)
+    settings, shape, max_ways, learner = restore_learner(begun)
+    classes = tuple(str(name) for name in checkpoint.meta["classes"])
+    images, labels = support.get("images", torch.empty(0)), support.get("labels", torch.empty(0))
+    if tuple(images.shape[1:]) != shape or labels.shape != images.shape[:1]:
+        raise incomplete(checkpoint, ValueError("its support images and labels do not fit"))
+    if labels.dtype != torch.int64 or set(labels.tolist()) != set(range(len(classes))):
+        raise incomplete(checkpoint, ValueError("its labels are not those of its classes"))
+    kept = Kept(images.float().div(255).to(device), labels.to(device), classes)
+    choose_float32(settings.run.precision, device)
+    model = TrainedModel(
+        path.stem, path, settings, learner.to(device), shape, max_ways, checkpoint.meta,
+        checkpoint.meta["steps"],
+    )  # fmt: skip
+    return model, kept
+
+
+@torch.no_grad()
+def _support_statistics(learner: Learner, weights: Weights, task: Task) -> dict[str, Tensor]:
+    """Every normalization layer's statistics over the support images, with adapted weights."""
+    found = {}
+    with learner.episode.record():
+        learner.features(weights.body, task.support_images)
+    for name, layer in _norm_layers(learner).items():
+        for key in layer.statistics:
+            found[f"statistics.{name}.{key}"] = layer.get_buffer(key)
+            setattr(layer, key, None)
+    return found
+
+
+def _norm_layers(learner: Learner) -> dict[str, EpisodeNorm]:
+    return {n: m for n, m in learner.backbone.named_modules() if isinstance(m, EpisodeNorm)}
+
+
+def _body(learner: Learner) -> FastWeights:
+    return dict(learner.backbone.named_parameters())

@@ -1,0 +1,27 @@
+"""The device of a command, and the processes that share its work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import contextlib
+
+    import torch
+
+    from hidra_cli.system.console import Console
+    from hidra_cli.system.distributed import World
+
+
+def join(device: str, console: Console, stack: contextlib.ExitStack) -> tuple[torch.device, World]:
+    """The device of this process, and the processes it was started with, until `stack` ends."""
+    from hidra_cli.engine.devices import resolve_device
+    from hidra_cli.system.distributed import joined
+    from hidra_cli.system.torchrun import launch
+
+    launched = launch()
+    several = launched.size > 1
+    chosen = resolve_device(device, launched.local_rank if several else None)
+    if several:
+        console.note(f"{launched.size} processes share the tasks; waiting until all are there")
+    return chosen, stack.enter_context(joined(launched, chosen))

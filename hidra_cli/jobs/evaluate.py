@@ -1,0 +1,237 @@
+"""The evaluation protocol: fixed episodes, scores per inner step, intervals, paired differences.
+
+Shapes: E episodes, S inner steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from hidra_cli.api.data import Split
+from hidra_cli.engine.devices import memory_errors
+from hidra_cli.engine.inner_loop import score
+from hidra_cli.engine.task_batch import Task, TaskBatch
+from hidra_cli.runs.scores import Cell
+from hidra_cli.system.console import Advance, Console
+from hidra_cli.system.distributed import ALONE, World
+from hidra_cli.tasks.objective import CLASSIFICATION
+from hidra_cli.tasks.sources import Sampler, TaskSource
+
+if TYPE_CHECKING:
+    from hidra_cli.runs.model import TrainedModel
+
+
+_EPISODES_AT_ONCE = 16
+
+
+class Contender(Protocol):
+    """Something that can be evaluated on tasks."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def normalization(self) -> str: ...
+
+    def check(self, ways: Sequence[int], image_shape: tuple[int, int, int]) -> None:
+        """Raise UsageError where it cannot do what is asked."""
+
+    def scores(self, batch: TaskBatch, *, every_step: bool) -> list[list[float]]:
+        """For each task the query score before and after each step (S + 1), or only the last."""
+
+
+@dataclass(frozen=True)
+class NearestPixels:
+    """The baseline that learns nothing: the label of the nearest support image (L2 on pixels)."""
+
+    name: str = "nearest neighbour on pixels"
+    normalization: str = "–"
+
+    def check(self, ways: Sequence[int], image_shape: tuple[int, int, int]) -> None:
+        """It can do any number of ways and any image."""
+
+    def scores(self, batch: TaskBatch, *, every_step: bool) -> list[list[float]]:
+        return [[self._score(task)] for task in batch.tasks()]
+
+    def _score(self, task: Task) -> float:
+        distances = torch.cdist(task.query_images.flatten(1), task.support_images.flatten(1))
+        return score(-_nearest_by_class(distances, task), task.query_labels)
+
+
+def _nearest_by_class(distances: torch.Tensor, task: Task) -> torch.Tensor:
+    """Distances (n, N·K) to the support images → smallest per class (n, N)."""
+    return distances.reshape(len(distances), task.ways, -1).amin(2)
+
+
+def evaluate_cell(
+    contender: Contender,
+    data: TaskSource,
+    sampler: Sampler,
+    *,
+    ways: int,
+    shots: int,
+    episodes: int,
+    device: torch.device,
+    every_step: bool = True,
+    advance: Advance | None = None,
+    world: World = ALONE,
+) -> Cell:
+    """Scores of episodes 0..E−1 of the sampler's stream at one number of ways and shots.
+
+    The processes of a world take a share of the episodes each, and get the scores of all.
+    """
+    mine = world.share(range(episodes))
+    found: list[list[float]] = []
+    for start in range(0, len(mine), _EPISODES_AT_ONCE):
+        chosen = mine[start : start + _EPISODES_AT_ONCE]
+        with memory_errors():
+            batch = sampler.batch(data, chosen, ways, shots, device)
+            found += contender.scores(batch, every_step=every_step)
+        if advance is not None:
+            advance(round(episodes * len(found) / len(mine)))
+    scores = world.gather(found)
+    return Cell(contender.name, contender.normalization, ways, shots, scores, data.problem)
+
+
+def evaluate_plan(
+    plan: Sequence[tuple[Contender, int]],
+    data: TaskSource,
+    sampler: Sampler,
+    *,
+    episodes: int,
+    device: torch.device,
+    console: Console,
+    every_step: bool = True,
+    world: World = ALONE,
+) -> list[Cell]:
+    """Each contender at each number of ways, at all shots of the sampler: the same episodes."""
+    cells = []
+    for contender, ways in plan:
+        for shots in sampler.shots:
+            what = f"{contender.name}, {ways} ways, {shots} shots"
+            with console.progress(what, episodes) as advance:
+                cell = evaluate_cell(
+                    contender,
+                    data,
+                    sampler,
+                    ways=ways,
+                    shots=shots,
+                    episodes=episodes,
+                    device=device,
+                    every_step=every_step,
+                    advance=advance,
+                    world=world,
+                )
+            cells.append(cell)
+    return cells
+
+
+def _check_same(models: list[TrainedModel], data: TaskSource, world: World) -> None:
+    """A run that is being trained may get another checkpoint between two processes' reading."""
+    import json
+
+    seen = [[model.name, model.meta] for model in models]
+    world.check_same("models and data", json.dumps([seen, data.content_hash], sort_keys=True))
+
+
+def _evaluate_all(
+    contenders: list[Contender],
+    data: TaskSource,
+    split: Split,
+    ways: tuple[int, ...],
+    shots: tuple[int, ...],
+    *,
+    queries: int,
+    episodes: int,
+    seed: int,
+    within_groups: bool,
+    every_step: bool,
+    device: torch.device,
+    console: Console,
+    world: World,
+) -> list[Cell]:
+    """Every contender at every number of ways and shots it can do, on the same episodes."""
+    from hidra_cli.jobs.evaluate import evaluate_plan
+    from hidra_cli.tasks.sources import sampler_of
+
+    return evaluate_plan(
+        _plan(contenders, ways, data.image_shape, console),
+        data,
+        sampler_of(data, split, ways, shots, queries, seed, within_groups=within_groups),
+        episodes=episodes,
+        device=device,
+        console=console,
+        every_step=every_step,
+        world=world,
+    )
+
+
+def _describe(model: TrainedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "checkpoint": str(model.path),
+        "iteration": model.meta["iteration"],
+        "steps": model.steps,
+        "normalization": model.normalization,
+        "settings": model.meta["settings"],
+    }
+
+
+def _check_pixels(data: TaskSource) -> None:
+    from hidra_cli.errors import UsageError
+
+    if data.problem is not CLASSIFICATION:
+        raise UsageError(
+            "--pixels needs images", why=f"{data.dataset} has none", fix="leave --pixels out"
+        )
+
+
+def _usual_ways(models: list[TrainedModel], data: TaskSource, split: Split) -> tuple[int, ...]:
+    """The usual ones as far as the split goes, and every fixed model's own."""
+    from hidra_cli.tasks.sources import usual_ways
+
+    own = {m.max_ways for m in models if not m.learner.head.any_ways}
+    usual = usual_ways(data, split) if any(m.learner.head.any_ways for m in models) else ()
+    return tuple(sorted({*usual, *own}))
+
+
+def _distinct(models: list[TrainedModel]) -> list[TrainedModel]:
+    """The models, with names that tell them apart."""
+    from dataclasses import replace
+
+    names = [model.name for model in models]
+    return [
+        replace(model, name=f"{model.name} #{index + 1}") if names.count(model.name) > 1 else model
+        for index, model in enumerate(models)
+    ]
+
+
+def _plan(
+    contenders: list[Contender],
+    ways: tuple[int, ...],
+    image_shape: tuple[int, int, int],
+    console: Console,
+) -> list[tuple[Contender, int]]:
+    """Who is evaluated at which ways. In company, a fixed-way model does just what it can."""
+    from hidra_cli.errors import UsageError
+
+    plan: list[tuple[Contender, int]] = []
+    for contender in contenders:
+        refusal: UsageError | None = None
+        able = []
+        for n in ways:
+            try:
+                contender.check((n,), image_shape)
+                able.append((contender, n))
+            except UsageError as exc:
+                refusal = exc
+        if refusal is not None and (len(contenders) == 1 or not able):
+            raise refusal
+        if refusal is not None:
+            console.note(f"{contender.name}: only at {', '.join(str(n) for _, n in able)} ways")
+        plan += able
+    return plan

@@ -1,0 +1,235 @@
+"""Settings → a trained and tested run."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hidra_cli.jobs.device import join
+from hidra_cli.tasks.sources import open_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hidra_cli.jobs.training.resume import Resumed
+    from hidra_cli.jobs.training.trainer import MetaTrainer
+    from hidra_cli.runs.directory import RunDir
+    from hidra_cli.settings.schema import Settings
+    from hidra_cli.system.console import Console
+    from hidra_cli.system.distributed import World
+    from hidra_cli.tasks.sources import Sampler
+
+
+def _train(
+    settings: Settings,
+    runs_dir: Path,
+    name: str | None,
+    resumed: Resumed | None,
+    cache_dir: Path | None,
+    dry_run: bool,
+    console: Console,
+    stack: contextlib.ExitStack,
+) -> None:
+    from hidra_cli.engine.devices import has_tf32
+    from hidra_cli.jobs.training.trainer import MetaTrainer
+    from hidra_cli.runs.build import check_head_can
+    from hidra_cli.runs.tensorboard import check_log
+
+    check_head_can(settings, settings.tasks.ways)  # before any image is prepared
+    check_log(settings.run.log)
+    device, world = join(settings.run.device, console, stack)
+    data = open_tasks(settings.dataset, cache_dir, console, device)
+    checkpoint = resumed.checkpoint if resumed is not None else None
+    trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None, world=world)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    world.check_same("settings and data", f"{settings.to_toml()}\n{data.content_hash}")
+    world.check_same("checkpoint", str(trainer.iteration))
+    if settings.run.precision == "tf32" and not has_tf32(device):
+        console.note(f"--precision tf32: {device} has no TF32, it is float32 in full there")
+    if trainer.choice.why:
+        console.warn(f"--strategy {trainer.strategy.name}: {trainer.choice.why}")
+    test_episodes = _test_episodes(trainer, console)
+    if dry_run:
+        from hidra_cli.jobs.training.dry_run import dry_run as try_out
+
+        try_out(trainer, console)
+        return
+    run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, world, stack)
+    with console.logging_to(run.log):
+        _train_and_test(trainer, test_episodes, run, resumed, console)
+
+
+def _new_run(
+    runs_dir: Path,
+    name: str | None,
+    settings: Settings,
+    world: World,
+    stack: contextlib.ExitStack,
+) -> RunDir:
+    """A run directory that the first process makes, and owns until `stack` ends."""
+    from hidra_cli.runs.directory import RunDir, create_run, owning
+
+    path = ""
+    if world.main:
+        run = create_run(runs_dir, name, settings)
+        stack.enter_context(owning(run))
+        path = str(run.path)
+    return RunDir(Path(world.first_says(path)))
+
+
+def _test_episodes(trainer: MetaTrainer, console: Console) -> Sampler | None:
+    """What the final table is measured on; checked before the run, not after it."""
+    from hidra_cli.tasks.sources import sampler_of, usual_ways
+
+    settings, data = trainer.settings, trainer.data
+    if not settings.outer.test_episodes:
+        return None
+    wanted = set(settings.tasks.ways)
+    if trainer.learner.head.any_ways:
+        wanted = {*usual_ways(data, "test"), max(wanted)}
+    most = data.most_ways("test")
+    ways = sorted(n for n in wanted if most is None or n <= most)
+    if not ways:
+        console.warn(f"the test split of {data.dataset} has too few classes for a test table")
+        return None
+    shots = (min(settings.tasks.shots),)
+    return sampler_of(data, "test", ways, shots, settings.tasks.queries, settings.run.seed)
+
+
+def _train_and_test(
+    trainer: MetaTrainer,
+    test_episodes: Sampler | None,
+    run: RunDir,
+    resumed: Resumed | None,
+    console: Console,
+) -> None:
+    from hidra_cli.system.files import write_json
+    from hidra_cli.tasks.objective import CLASSIFICATION
+
+    settings, world = trainer.settings, trainer.world
+    facts = _record_start(trainer, run, resumed, console) if world.main else {}
+    if trainer.validation_ways != settings.tasks.ways:
+        console.note(
+            f"the validation split has fewer classes than --ways asks for: "
+            f"validating at up to {max(trainer.validation_ways)} ways"
+        )
+    trained = trainer.run(run, console)
+    rate = trained.tasks_per_second
+    result: dict[str, Any] = {
+        "format_version": 1,
+        "run": str(run.path),
+        "iterations": settings.outer.iterations,
+        "skipped": trained.skipped,
+        "tasks_per_second": None if rate is None else round(rate, 2),
+        "best_validation": trained.best.to_json(trainer.data.problem),
+        "test": _test(run, trainer, test_episodes, console) if test_episodes else [],
+        "environment": facts,
+    }
+    if world.main:
+        write_json(run.result, result)
+    if trained.skipped:
+        console.warn(f"{trained.skipped} of {settings.outer.iterations} steps were skipped")
+    speed = "" if rate is None else f"{rate:.1f} tasks/s; "
+    console.print(f"{speed}best checkpoint: {run.best}")
+    ways = ",".join(map(str, trainer.data.problem.usual_ways))
+    adapt = "   or   hidra adapt --ways 7" if trainer.data.problem is CLASSIFICATION else ""
+    console.note(f"next: hidra evaluate {run.path} --ways {ways}{adapt}")
+    console.result(result)
+
+
+def _record_start(
+    trainer: MetaTrainer, run: RunDir, resumed: Resumed | None, console: Console
+) -> dict[str, Any]:
+    """Write what the run depends on, and say where it begins."""
+    from hidra_cli.runs.environment import environment
+    from hidra_cli.runs.records import read_json
+    from hidra_cli.system.files import write_atomically, write_json
+
+    facts = environment(trainer.device, trainer.plugins, trainer.world.size)
+    now = facts | {"strategy": trainer.strategy.name} | trainer.start
+    facts = now | {"dataset": dict(trainer.data.attributes)}
+    if resumed is None:
+        console.note(f"run {run.path}")
+    else:
+        console.note(f"run {run.path}, resumed after iteration {trainer.iteration}")
+        for warning in resumed.warnings:
+            console.warn(warning)
+        write_atomically(run.config, trainer.settings.to_toml().encode())
+        before = read_json(run.environment) or facts
+        earlier = before.get("resumed")
+        again = earlier if isinstance(earlier, list) else []
+        last = next((entry for entry in reversed(again) if isinstance(entry, dict)), before)
+        if change := _changed_rounding(last, now, trainer.settings.outer.meta_batch):
+            console.warn(f"{change}: from here on it is the same but for rounding")
+        facts = before | {"resumed": [*again, now | {"after_iteration": trainer.iteration}]}
+    write_json(run.environment, facts)
+    return facts
+
+
+def _changed_rounding(before: Mapping[str, Any], now: Mapping[str, Any], meta_batch: int) -> str:
+    """What makes the sums of a resumed run come in another order; "" where nothing does.
+
+    A task on a thread of its own is computed as it is by the loop where that has one thread.
+    """
+
+    def order(facts: Mapping[str, Any]) -> tuple[str, int, int]:
+        strategy, threads = str(facts.get("strategy", "loop")), int(facts.get("threads") or 1)
+        processes = int(facts.get("processes", 1))
+        if strategy in ("threads", "processes"):
+            at_once = min(threads, math.ceil(meta_batch / processes))
+            return "loop", threads // at_once, processes
+        return strategy, threads, processes
+
+    if order(before) != order(now):
+        then, here = (
+            f"{facts.get('processes', 1)} process(es) of {facts.get('threads')} threads and "
+            f"--strategy {facts.get('strategy', 'loop')}"
+            for facts in (before, now)
+        )
+        return f"the run was at work with {then}, now with {here} (OMP_NUM_THREADS sets threads)"
+    if before.get("kernels", False) != now["kernels"]:
+        return "the compiled kernels are " + ("here now" if now["kernels"] else "no longer here")
+    return ""
+
+
+def _test(
+    run: RunDir, trainer: MetaTrainer, sampler: Sampler, console: Console
+) -> list[dict[str, Any]]:
+    """Test the best checkpoint over ways: the table that ends a run."""
+    from hidra_cli.jobs.evaluate import evaluate_plan
+    from hidra_cli.runs.model import load_model
+    from hidra_cli.tasks.objective import CLASSIFICATION
+
+    settings, problem, (shots,) = trainer.settings, trainer.data.problem, sampler.shots
+    trainer.world.wait()  # until the first process has written that model
+    model = load_model(run.path, trainer.device)
+    episodes = settings.outer.test_episodes
+    found = evaluate_plan(
+        [(model, ways) for ways in sampler.ways],
+        trainer.data,
+        sampler,
+        episodes=episodes,
+        device=trainer.device,
+        console=console,
+        every_step=False,
+        world=trainer.world,
+    )
+    cells = [cell.to_json() for cell in found]
+    chance = problem is CLASSIFICATION
+    console.table(
+        f"Test {problem.metric} of {settings.model.head} on {trainer.data.dataset}, {shots}-shot, "
+        f"{episodes} episodes, {settings.model.normalization} normalization",
+        ["ways", problem.heading, *(["chance, %"] if chance else [])],
+        [
+            [
+                str(c["ways"]),
+                problem.interval(c[problem.key], c["interval"]),
+                *([f"{100 / c['ways']:.1f}"] if chance else []),
+            ]
+            for c in cells
+        ],
+    )
+    return cells

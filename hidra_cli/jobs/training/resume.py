@@ -1,0 +1,161 @@
+"""Going on with a run exactly where its last whole checkpoint was saved."""
+
+from __future__ import annotations
+
+import contextlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.runs.checkpoint import Checkpoint, check_entries, load_checkpoint
+from hidra_cli.runs.directory import RunDir
+from hidra_cli.runs.environment import used_plugins
+from hidra_cli.runs.model import described
+from hidra_cli.settings.changes import check_resumable
+from hidra_cli.settings.layers import Resolved, resolve
+from hidra_cli.settings.schema import Settings
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run to go on with.
+
+    Attributes:
+        run: its directory.
+        checkpoint: where it goes on; None where it was stopped before its first checkpoint.
+        settings: those it was begun with, with what may change changed, and their origins.
+        warnings: what a person should know.
+    """
+
+    run: RunDir
+    checkpoint: Checkpoint | None
+    settings: Resolved
+    warnings: list[str]
+
+    @property
+    def iteration(self) -> int:
+        return int(self.checkpoint.meta["iteration"]) if self.checkpoint else 0
+
+
+def resume(
+    run: RunDir, flags: Mapping[str, Any], *, config: Path | None, preset: str | None
+) -> Resumed:
+    """Find where a run goes on, and check that nothing is asked that would change it.
+
+    Raises:
+        UsageError: a setting differs from the run's, or it is longer already than asked.
+        DataError: it has checkpoints, and none is whole.
+        PluginError, RunError: as `models.described`.
+    """
+    checkpoint, damage = newest_checkpoint(run)
+    if checkpoint is None:
+        before = settings_of(run)
+    else:
+        before, *_ = described(checkpoint)
+    base = (f"run {run.path.name}", before.model_dump(exclude_none=True))
+    now = resolve(flags, config=config, preset=preset, base=base)
+    check_resumable(before, now)
+    resumed = Resumed(run, checkpoint, now, [damage] if damage else [])
+    if checkpoint is not None:
+        resumed.warnings.extend(_changed_plugins(checkpoint, now.settings))
+    if now.settings.outer.iterations < resumed.iteration:
+        raise UsageError(
+            f"the run {run.path} is at iteration {resumed.iteration} already",
+            why=f"--iterations {now.settings.outer.iterations} is less",
+            fix=f"--iterations {resumed.iteration} or more",
+        )
+    return resumed
+
+
+def newest_checkpoint(run: RunDir) -> tuple[Checkpoint | None, str]:
+    """The last checkpoint that is whole, and what was wrong with a newer one.
+
+    Returns:
+        (None, "") where the run was stopped before its first checkpoint.
+
+    Raises:
+        DataError: there are checkpoints, and none is whole.
+    """
+    damage: list[DataError] = []
+    for path in (run.last, run.previous):
+        if not path.exists():
+            continue
+        try:
+            checkpoint = load_checkpoint(path)
+            check_entries(checkpoint, iteration=int)
+        except DataError as error:
+            damage.append(error)
+            continue
+        told = "; ".join(f"{error.what} ({error.why})" for error in damage)
+        return checkpoint, f"{told}; going on from {path.name}" if told else ""
+    if damage:
+        raise damage[0]
+    return None, ""
+
+
+def settings_of(run: RunDir) -> Settings:
+    """The settings that a run was begun with, from its config.toml.
+
+    Raises:
+        DataError: the file is damaged.
+        UsageError: it has settings that there are not.
+    """
+    try:
+        tables = tomllib.loads(run.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise DataError(
+            f"{run.config} cannot be read",
+            why=str(exc),
+            fix="the run has no checkpoint either: begin a new one",
+        ) from exc
+    return resolve({}, environ={}, base=(str(run.config), tables)).settings
+
+
+def _changed_plugins(checkpoint: Checkpoint, settings: Settings) -> list[str]:
+    """Versions that differ from those the run was begun with."""
+    recorded = checkpoint.meta["plugins"]
+    return [
+        f"the {kind} '{now['name']}' is of {now['distribution']} {now['version']} now, "
+        f"the run was begun with {recorded[kind]['version']}"
+        for kind, now in used_plugins(settings).items()
+        if recorded.get(kind, now) != now
+    ]
+
+
+def _resumed(
+    chosen: str,
+    runs_dir: Path,
+    flags: dict[str, Any],
+    config: Path | None,
+    preset: str | None,
+    name: str | None,
+    owner: contextlib.ExitStack | None,
+) -> Resumed:
+    """The run to go on with; where it will be written, this process owns it until `owner` ends."""
+    from hidra_cli.errors import UsageError
+    from hidra_cli.jobs.training.resume import resume
+    from hidra_cli.runs.directory import owning
+    from hidra_cli.runs.locate import run_to_resume
+
+    if name is not None:
+        raise UsageError(
+            "--name and --resume cannot go together",
+            why="a resumed run keeps its directory",
+            fix="leave --name out",
+        )
+    run = run_to_resume(chosen, runs_dir)
+    if owner is not None:
+        owner.enter_context(owning(run))
+    return resume(run, flags, config=config, preset=preset)
+
+
+def _is_finished(resumed: Resumed) -> bool:
+    """Whether nothing is left to do: no step, and no test."""
+    from hidra_cli.runs.records import read_json
+
+    wanted = resumed.settings.settings.outer.iterations
+    tested = read_json(resumed.run.result).get("iterations")
+    return resumed.iteration == wanted == tested

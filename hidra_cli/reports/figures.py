@@ -1,0 +1,262 @@
+"""Pictures of results."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hidra_cli.api.decoding import decode_image
+from hidra_cli.system.console import printable
+from hidra_cli.tasks.objective import CLASSIFICATION, Problem
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hidra_cli.runs.scores import Cell
+
+# Okabe & Ito's palette, told apart by colour-blind readers too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+_LETTERS_PER_INCH, _LETTERS_OF_A_MARK = 16, 6  # of a legend
+_SHOWN = (96, 96)  # pixels of a picture in a gallery
+
+
+MOST_IN_GALLERY = 48
+_COLUMNS = 8
+
+
+def predictions_gallery(rows: Sequence[Mapping[str, Any]], side: tuple[int, int, int]) -> bytes:
+    """The first pictures with their labels and probabilities: PNG.
+
+    Args:
+        rows: with image (a path), label and probability.
+        side: (C, H, W) of what the classifier saw; pictures are shown as they are.
+    """
+    from matplotlib.figure import Figure
+
+    shown = rows[:MOST_IN_GALLERY]
+    lines = max(1, -(-len(shown) // _COLUMNS))
+    figure = Figure(figsize=(1.5 * _COLUMNS, 1.9 * lines), layout="constrained")
+    for axes, row in zip_longest(figure.subplots(lines, _COLUMNS, squeeze=False).flat, shown):
+        axes.set_axis_off()
+        if row is None:
+            continue
+        pixels = decode_image(Path(row["image"]), (side[0], *_SHOWN))
+        axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+        label = printable(row["label"]).replace("$", r"\$")
+        axes.set_title(f"{label[:18]}\n{100 * row['probability']:.0f} %", fontsize=8)
+    return _png(figure)
+
+
+def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
+    """Test scores over the number of ways with 95 % bands, one line per model and shots: PNG."""
+    from matplotlib.figure import Figure
+
+    from hidra_cli.runs.scores import interval
+
+    lines = dict.fromkeys((c.contender, c.shots) for c in cells)
+    figure = Figure(figsize=(7.2, 4.4 + 0.1 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    problem = cells[0].problem
+    for index, (name, shots) in enumerate(lines):
+        chosen = sorted(
+            (c for c in cells if (c.contender, c.shots) == (name, shots)), key=lambda c: c.ways
+        )
+        ways = np.array([c.ways for c in chosen])
+        mean, half = problem.scale * np.array([interval(c.final) for c in chosen]).T
+        style = _style(index, len(lines))
+        axes.plot(ways, mean, label=f"{name}, {shots}-shot", **style)
+        _band(axes, ways, mean - half, mean + half, style["color"])
+        if len(ways) == 1:  # a band needs two points, a bar one
+            axes.errorbar(ways, mean, yerr=half, color=style["color"], capsize=4)
+    all_ways = sorted({c.ways for c in cells})
+    if problem is CLASSIFICATION:
+        chance = [100 / n for n in all_ways]
+        axes.plot(all_ways, chance, color="0.5", linestyle=":", label="chance")
+    axes.set_xscale("log")
+    axes.set_xticks(all_ways, [str(n) for n in all_ways])
+    axes.minorticks_off()
+    axes.set_xlabel(problem.axis)
+    axes.set_ylabel(problem.heading)
+    axes.set_title(title, fontsize=10, loc="left")
+    _dressed(axes, problem)
+    _legend_below(figure, axes.get_legend_handles_labels()[1])
+    return _png(figure)
+
+
+def differences_over_ways(rows: Sequence[Mapping[str, Any]], title: str, problem: Problem) -> bytes:
+    """What separates models from those they are compared with, with 95 % intervals: PNG.
+
+    Args:
+        rows: of `compare`, at least one.
+        title: above it.
+        problem: what the tasks ask for.
+    """
+    from matplotlib.figure import Figure
+
+    lines, minus = _comparisons(rows)
+    all_ways = sorted({row["ways"] for row in rows})
+    size = max(7.2, 1.8 * len(all_ways)), 4 + 0.15 * len(lines)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="0.3", linewidth=1)
+    for index, ((model, shots), label) in enumerate(lines.items()):
+        own = [row for row in rows if (row["model"], row["shots"]) == (model, shots)]
+        # Beside each other, so that no interval hides another: each ways has a unit of the axis.
+        aside = 0.7 * ((index + 0.5) / len(lines) - 0.5)
+        axes.errorbar(
+            [all_ways.index(row["ways"]) + aside for row in own],
+            [problem.scale * row["difference"] for row in own],
+            yerr=[problem.scale * row["interval"] for row in own],
+            label=label,
+            linestyle="none",
+            capsize=2,
+            **_mark(index + 1),
+        )
+    axes.set_xticks(range(len(all_ways)), [str(n) for n in all_ways])
+    axes.set_xlabel(problem.axis)
+    axes.set_ylabel(f"difference of {problem.heading}")
+    axes.set_title(f"{title}\n{minus}", fontsize=10, loc="left")
+    _plain(axes)
+    _legend_below(figure, list(lines.values()))
+    return _png(figure)
+
+
+def _comparisons(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[tuple[str, int], str], str]:
+    """(model, shots) → its entry in the legend; and what the title says is taken away."""
+    several = len({row["minus"] for row in rows}) > 1
+    lines = {
+        (row["model"], row["shots"]): f"{row['model']}, {row['shots']}-shot"
+        + (f" − {row['minus']}" if several else "")
+        for row in rows
+    }
+    return lines, "each minus the model named with it" if several else f"minus {rows[0]['minus']}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How one training went.
+
+    Attributes:
+        model: its label; several seeds share it.
+        ways: of the training's tasks, as it is set: "2-16".
+        seed: of the training.
+        points: (outer step, validation score) in order.
+    """
+
+    model: str
+    ways: str
+    seed: int
+    points: tuple[tuple[int, float], ...]
+
+
+def learning_curves(curves: Sequence[Curve], title: str, problem: Problem) -> bytes:
+    """Validation over outer steps, a panel for each ways of the training, a line per model: PNG.
+
+    Lines are means over seeds, bands reach from the lowest to the highest of them.
+    """
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys(curve.ways for curve in curves))
+    models = list(dict.fromkeys(curve.model for curve in curves))
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(7.2, 4 * columns), 3.6 * rows + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, ways in zip_longest(grid.flat, panels):
+        if ways is None:
+            axes.set_axis_off()
+            continue
+        for index, model in enumerate(models):
+            seeds = [dict(c.points) for c in curves if (c.model, c.ways) == (model, ways)]
+            if seeds:
+                _learning_line(axes, seeds, problem.scale, model, _style(index, len(models)))
+        if problem is CLASSIFICATION and ways.isdigit():
+            axes.axhline(100 / int(ways), color="0.5", linestyle=":", label="chance")
+        axes.set_xlim(left=0)
+        axes.set_xlabel("outer steps")
+        axes.set_title(f"trained at {ways} ways", fontsize=9, loc="left")
+        _dressed(axes, problem)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"validation {problem.heading}")
+    _legend_below(figure, (*models, "chance"))
+    return _png(figure)
+
+
+def _legend_below(figure: Figure, order: Sequence[str]) -> None:
+    """One legend of all panels."""
+    named: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= zip(labels, handles, strict=True)
+    shown = [label for label in order if label in named]
+    lines = [named[label] for label in shown]
+    widest = max(map(len, shown), default=0)
+    fitting = int(_LETTERS_PER_INCH * figure.get_figwidth()) // (widest + _LETTERS_OF_A_MARK)
+    look: dict[str, Any] = {"ncols": min(3, max(1, fitting)), "frameon": False, "fontsize": 8}
+    figure.legend(lines, shown, loc="outside lower center", **look)
+
+
+def _learning_line(
+    axes: Axes,
+    seeds: Sequence[Mapping[int, float]],
+    scale: float,
+    label: str,
+    style: Mapping[str, Any],
+) -> None:
+    steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
+    values = scale * np.array([[seed[step] for step in steps] for seed in seeds])
+    axes.plot(steps, values.mean(0), label=label, markevery=max(1, len(steps) // 8), **style)
+    _band(axes, steps, values.min(0), values.max(0), style["color"])
+
+
+def _mark(index: int) -> dict[str, Any]:
+    turn, place = divmod(index, len(_COLOURS))  # hollow the second time round
+    colour = _COLOURS[place]
+    return {
+        "color": colour,
+        "marker": _MARKERS[place],
+        "markerfacecolor": "white" if turn % 2 else colour,
+    }
+
+
+def _style(index: int, lines: int) -> dict[str, Any]:
+    """Of one line of several. Lines that coincide stay seen: the first is on top, the next reach
+    out under it."""
+    depth = index / lines
+    return {
+        **_mark(index),
+        "markersize": 5 + 5 * depth,
+        "linewidth": 1.5 + 1.5 * depth,
+        "zorder": 3 - depth,
+    }
+
+
+def _band(axes: Axes, x: Any, low: Any, high: Any, colour: str) -> None:
+    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _dressed(axes: Axes, problem: Problem) -> None:
+    # Room for a marker at 100; errors have no end.
+    axes.set_ylim(0, 102 if problem is CLASSIFICATION else None)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

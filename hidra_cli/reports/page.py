@@ -1,0 +1,267 @@
+"""The page: sections in the order a reader asks, each left out where there is nothing to say."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hidra_cli import __version__
+from hidra_cli.reports.collect import Report
+from hidra_cli.reports.html.examples import examples
+from hidra_cli.reports.html.markup import Html, counted, details, listed, section, table, tag
+from hidra_cli.reports.html.sections import accuracy, curves, differences
+from hidra_cli.reports.html.style import STYLE
+from hidra_cli.reports.run_facts import (
+    RunFacts,
+    clipped,
+    mapping,
+    moment,
+    training_seconds,
+    whole,
+    words,
+)
+from hidra_cli.runs.scores import percent
+from hidra_cli.settings.numbers import format_numbers
+from hidra_cli.settings.schema import Settings
+
+
+def render(report: Report) -> bytes:
+    """One file: no script, nothing fetched, and a policy that says so to the browser."""
+    title = " · ".join(report.names)
+    several = len(report.runs) > 1
+    heading = f"{len(report.runs)} runs compared" if several else f"Run {report.names[0]}"
+    main = tag(
+        "main",
+        tag("header", tag("h1", heading), *_opening(report)),
+        *_notes(report),
+        *differences(report),
+        *accuracy(report),
+        *curves(report),
+        *examples(report),
+        *_settings(report),
+        *_environments(report),
+    )
+    page = tag(
+        "html",
+        tag(
+            "head",
+            tag("meta", charset="utf-8"),
+            tag("meta", http_equiv="Content-Security-Policy", content=_policy()),
+            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            tag("meta", name="color-scheme", content="light dark"),
+            tag("meta", name="referrer", content="no-referrer"),
+            tag("title", f"{title} – hidra report"),
+            tag("style", Html(STYLE)),
+        ),
+        tag("body", main, _footer()),
+        lang="en",
+    )
+    return f"<!DOCTYPE html>\n{page}\n".encode()
+
+
+def _policy() -> str:
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    rules = ["default-src 'none'", "img-src data:", f"style-src 'sha256-{digest}'"]
+    return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
+
+
+def _opening(report: Report) -> list[Html]:
+    if len(report.runs) == 1:
+        (facts,) = report.runs
+        return [*_lead(facts), tag("p", _state(facts)), _facts(facts)]
+    columns = ["", *report.names]
+    per_run = [_fact_rows(facts) for facts in report.runs]
+    keys = dict.fromkeys(key for rows in per_run for key in rows)
+    rows: list[list[str]] = [["State", *(_state(facts) for facts in report.runs)]]
+    rows += [[key, *(rows.get(key, "–") for rows in per_run)] for key in keys]
+    return [table("The runs", columns, rows, left=len(columns))]
+
+
+def _lead(facts: RunFacts) -> list[Html]:
+    """What was trained and how good it is, in a sentence or two."""
+    told = []
+    if facts.settings is not None:
+        s = facts.settings.settings
+        told.append(
+            f"The head {clipped(s.model.head)} on the backbone {clipped(s.model.backbone)}, "
+            f"meta-trained on {clipped(s.dataset.name)} with {_ways(s)} ways and {_shots(s)} per "
+            "class."
+        )
+    if facts.tested is not None:
+        row = min(facts.tested.rows, key=lambda r: (abs(r.ways - 5), r.shots))
+        told.append(
+            f"Test accuracy at {row.ways} ways: {percent(row.accuracy, row.interval)} % "
+            f"(chance: {100 / row.ways:.3g} %)."
+        )
+    return [tag("p", " ".join(told), class_="lead")] if told else []
+
+
+def _ways(settings: Settings) -> str:
+    return clipped(format_numbers(settings.tasks.ways).replace("-", "–"))
+
+
+def _shots(settings: Settings) -> str:
+    shots = clipped(format_numbers(settings.tasks.shots).replace("-", "–"))
+    return f"{shots} support image" + ("" if shots == "1" else "s")
+
+
+def _state(facts: RunFacts) -> Html:
+    done = facts.metrics.last
+    if facts.finished:
+        said = f"✓ Finished: {counted(done, 'iteration')}"
+        return tag("span", said, class_="state finished")
+    wanted = facts.settings.settings.outer.iterations if facts.settings else None
+    of = f" of {wanted:,}" if wanted is not None else ""
+    why = "its result is of fewer" if facts.run.result.exists() else "no result"
+    said = f"◌ Unfinished: {done:,}{of} iterations, {why} (running, or stopped)"
+    return tag("span", said, class_="state unfinished")
+
+
+def _facts(facts: RunFacts) -> Html:
+    rows = _fact_rows(facts)
+    return tag("dl", *(part for k, v in rows.items() for part in (tag("dt", k), tag("dd", v))))
+
+
+def _fact_rows(facts: RunFacts) -> dict[str, str]:
+    rows: dict[str, str] = {}
+    if facts.settings is not None:
+        s = facts.settings.settings
+        title = words(mapping(facts.environment.get("dataset")).get("title"))
+        schedule = "" if s.outer.schedule == "constant" else f", {s.outer.schedule} schedule"
+        rates = "rate" if s.inner.rates == "given" else "rates learned from"
+        rows |= {
+            "Dataset": title or s.dataset.name,
+            "Head": s.model.head,
+            "Backbone": s.model.backbone,
+            "Ways": _ways(s),
+            "Shots": clipped(format_numbers(s.tasks.shots)),
+            "Normalization": s.model.normalization,
+            "Loss": s.model.loss if s.model.loss != "softmax" else "",
+            "Inner loop": f"{counted(s.inner.steps, 'step')}, {rates} {s.inner.inner_lr:g}, order "
+            f"{s.inner.order}, adapts {s.inner.adapt}",
+            "Outer loop": f"Adam, rate {s.outer.outer_lr:g}{schedule}, "
+            f"{s.outer.meta_batch} tasks per step",
+        }
+    if facts.best is not None:
+        iteration, mean, half = facts.best
+        rows["Best validation"] = f"{percent(mean, half)} % after iteration {iteration:,}"
+    elif facts.metrics.validation:
+        iteration, mean, half = max(facts.metrics.validation, key=lambda v: (v[1], -v[0]))
+        rows["Best validation"] = f"{percent(mean, half)} % after iteration {iteration:,}, so far"
+    rows |= _when_and_where(facts)
+    return {key: clipped(value) for key, value in rows.items() if value}
+
+
+def _when_and_where(facts: RunFacts) -> dict[str, str]:
+    found, seconds = facts.environment, training_seconds(facts)
+    cores = whole(found.get("cores"), 10**6)
+    device, processor = words(found.get("device")), words(found.get("processor"))
+    hardware = [device if device != "cpu" else "", processor]
+    hardware += [f"{cores} cores" if cores else ""]
+    packages = mapping(found.get("packages"))
+    versions = [
+        ("hidra-cli", words(found.get("hidra-cli"))),
+        ("torch", words(packages.get("torch"))),
+        ("Python", words(found.get("python"))),
+    ]
+    resumed = found.get("resumed")
+    times = len(resumed) if isinstance(resumed, list) else 0
+    return {
+        "Started": moment(found.get("started")) + (f", resumed {times}×" if times else ""),
+        "Training steps": "" if seconds is None else f"{_duration(seconds)} in all",
+        "Hardware": ", ".join(filter(None, hardware)),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions if version),
+    }
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
+def _notes(report: Report) -> list[Html]:
+    notes = report.all_notes
+    return section("What is missing here", listed(notes, "notes")) if notes else []
+
+
+def _settings(report: Report) -> list[Html]:
+    found = {
+        name: {key: clipped(value) for key, value, _ in facts.settings.rows()}
+        for name, facts in zip(report.names, report.runs, strict=True)
+        if facts.settings is not None
+    }
+    return section("Settings", *_per_run("settings", found))
+
+
+def _environments(report: Report) -> list[Html]:
+    found = {
+        name: _environment(facts.environment)
+        for name, facts in zip(report.names, report.runs, strict=True)
+        if facts.environment
+    }
+    return section("Versions, hardware and data", *_per_run("entries", found))
+
+
+def _yes_or_no(value: Any) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else ""
+
+
+def _per_run(what: str, found: Mapping[str, Mapping[str, str]]) -> list[Html]:
+    """A table to open, of keys and the value that each run has for them."""
+    keys = list(dict.fromkeys(key for rows in found.values() for key in rows))
+    values = [[rows.get(key, "–") for rows in found.values()] for key in keys]
+    marked = [number for number, row in enumerate(values) if len(set(row)) > 1]
+    rows = [
+        [f"≠ {key}" if number in marked else key, *values[number]]
+        for number, key in enumerate(keys)
+    ]
+    if not rows:
+        return []
+    several = len(found) > 1
+    caption = f"All {len(rows)} {what}" + (f"; ≠ marks the {len(marked)} that differ" * several)
+    columns = ["", *(found if several else ["value"])]
+    return [details(caption, table(caption, columns, rows, left=len(columns), marked=marked))]
+
+
+def _environment(found: Mapping[str, Any]) -> dict[str, str]:
+    command = found.get("command")
+    said = [words(part) for part in command] if isinstance(command, list) else []
+    data = mapping(found.get("dataset"))
+    plugins = {
+        kind: " ".join(words(plugin.get(k)) for k in ("name", "distribution", "version"))
+        for kind, plugin in mapping(found.get("plugins")).items()
+        if isinstance(plugin, dict)
+    }
+    rows: dict[str, str] = {
+        "command": clipped(" ".join(said)),
+        **{key: words(found.get(key)) for key in ("started", "platform", "processor", "device")},
+        "threads": str(whole(found.get("threads"), 10**6) or ""),
+        **{key: words(found.get(key)) for key in ("cpu_capability", "strategy")},
+        "compiled kernels": _yes_or_no(found.get("kernels")),
+        "hidra-cli": words(found.get("hidra-cli")),
+        "python": words(found.get("python")),
+        **{name: words(version) for name, version in mapping(found.get("packages")).items()},
+        **{f"plugin: {kind}": told for kind, told in plugins.items()},
+        **{
+            f"data: {key}": words(data.get(key))
+            for key in ("title", "licence", "citation", "options", "created", "content_hash")
+        },
+    }
+    shown = {clipped(key): value for key, value in rows.items() if value}
+    homepage = words(data.get("homepage"))
+    if re.fullmatch(r"https?://[!-~]+", homepage):
+        shown["data: homepage"] = tag("a", homepage, href=homepage, rel="noreferrer")
+    return shown
+
+
+def _footer() -> Html:
+    told = (
+        f"Made by hidra report, hidra-cli {__version__}, from the files of the run. This page is "
+        "one file that fetches nothing."
+    )
+    return tag("footer", tag("p", told))

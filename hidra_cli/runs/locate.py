@@ -1,0 +1,129 @@
+"""Runs, checkpoints and shipped models, found by what a person writes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hidra_cli.errors import DataError
+from hidra_cli.runs.directory import RunDir
+
+if TYPE_CHECKING:
+    from hidra_cli.system.console import Console
+
+
+def runs_dir_of(chosen: Path | None) -> Path:
+    """`--runs-dir` > HIDRA_RUNS_DIR > ./runs."""
+    return chosen or Path(os.environ.get("HIDRA_RUNS_DIR") or "runs")
+
+
+def shipped_models() -> dict[str, Path]:
+    """The meta-trained models that come with hidra, by name."""
+    folder = Path(str(resources.files("hidra_data") / "models"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def results_home(chosen: Path) -> Path:
+    """Where the results of a checkpoint go: its run, else its folder.
+
+    Of a model that ships with hidra: the current folder, for it lies among the program's own files.
+    """
+    if chosen.is_dir():
+        return chosen
+    if chosen in shipped_models().values():
+        return Path()
+    return chosen.parents[1] if chosen.parent.name == "checkpoints" else chosen.parent
+
+
+def find_checkpoint(chosen: Path) -> Path:
+    """A checkpoint file, a run directory's best (else last) checkpoint, or a shipped model's name.
+
+    Raises:
+        DataError: there is none.
+    """
+    run = RunDir(chosen)
+    try:
+        for path in (chosen, run.best, run.last, run.previous):
+            if path.is_file():
+                return path
+        if (shipped := shipped_models().get(str(chosen))) is not None:
+            return shipped
+        why = "it has no checkpoint yet" if chosen.is_dir() else "it does not exist"
+    except OSError as exc:  # a name too long, or a folder that may not be looked into
+        why = exc.strerror or str(exc)
+    raise DataError(
+        f"{chosen} is not a run",
+        why=why,
+        fix="name a run directory, or train one: hidra meta-train; or a model that ships with "
+        "hidra: " + ", ".join(shipped_models()),
+    )
+
+
+def latest_run(runs_dir: Path) -> Path:
+    """The newest run directory that has a checkpoint.
+
+    Raises:
+        DataError: there is none.
+    """
+    return _newest(runs_dir, lambda run: (run.best, run.last, run.previous))
+
+
+def _newest(runs_dir: Path, marks: Callable[[RunDir], Sequence[Path]]) -> Path:
+    """The run whose marks, the files that are there, were written last."""
+    found: list[tuple[float, Path]] = []
+    for path in runs_dir.iterdir() if runs_dir.is_dir() else []:
+        times = []
+        for mark in marks(RunDir(path)):
+            with contextlib.suppress(OSError):  # not there, or renamed this moment
+                times.append(mark.stat().st_mtime)
+        if times and not path.name.startswith("."):
+            found.append((max(times), path))
+    if not found:
+        raise DataError(
+            f"there is no run under {runs_dir}",
+            fix="train one with `hidra meta-train`, or give --checkpoint",
+        )
+    return max(found)[1]
+
+
+def run_to_resume(chosen: str, runs_dir: Path) -> RunDir:
+    """The run that `--resume` names: a path, a name under `runs_dir`, or "latest".
+
+    Raises:
+        DataError: there is none.
+    """
+    if chosen == "latest":
+        newest = _newest(runs_dir, lambda run: (run.last, run.previous, run.config))
+        return RunDir(newest)
+    with contextlib.suppress(OSError):  # a name too long, or a folder that may not be looked into
+        for path in (Path(chosen), runs_dir / chosen):
+            if RunDir(path).config.is_file():
+                return RunDir(path)
+    raise DataError(
+        f"{chosen} is not a run that can be resumed",
+        why=f"neither it nor {runs_dir / chosen} has a config.toml",
+        fix="--resume RUN with a run directory, or --resume latest",
+    )
+
+
+# What adapts where nothing was meta-trained yet; data/models has its card.
+SHIPPED = "omniglot-any"
+
+
+def _latest(runs_dir: Path | None, console: Console) -> Path:
+    """The latest run, or the model that ships with hidra where there is none."""
+    from hidra_cli.errors import DataError
+    from hidra_cli.runs.locate import latest_run, shipped_models
+
+    try:
+        return latest_run(runs_dir_of(runs_dir))
+    except DataError:
+        shipped = shipped_models().get(SHIPPED)
+        if shipped is None:
+            raise
+        console.note(f"there is no run yet: using {SHIPPED}, which ships with hidra")
+        return shipped

@@ -1,0 +1,245 @@
+"""Layers of settings, merged and checked together, and where each value came from."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from hidra_cli.api.options import _check_values
+from hidra_cli.errors import UsageError, nearest
+from hidra_cli.settings.presets import preset_text
+from hidra_cli.settings.schema import Settings
+
+RESERVED_VARIABLES = {
+    "HIDRA_HOME",
+    "HIDRA_CACHE_DIR",
+    "HIDRA_RUNS_DIR",
+    "HIDRA_PLUGINS",
+    "HIDRA_DEBUG",
+}
+
+
+# Beside the project's own tests, which find real data through it.
+RESERVED_PREFIXES = ("HIDRA_TEST_",)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings together with the origin of each value, by dotted key."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(dotted key, value, origin), in the order of the models."""
+        flat = flatten(self.settings.model_dump())
+        return [
+            (key, "–" if value is None else str(value), self.origins.get(key, "default"))
+            for key, value in flat.items()
+        ]
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    preset: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    base: tuple[str, Mapping[str, Any]] | None = None,
+) -> Resolved:
+    """Merge all layers of settings and check them together.
+
+    Args:
+        flags: dotted key → value, only those the user gave.
+        config: a TOML file of the user's.
+        preset: the name of a TOML file that ships with hidra.
+        environ: environment variables, the process's own by default.
+        base: an origin and its settings as nested tables, in place of the defaults.
+
+    Raises:
+        UsageError: lists every unknown key and bad value of all layers at once.
+    """
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if base is not None:
+        layers.append((base[0], flatten(base[1])))
+    if preset is not None:
+        layers.append((f"preset {preset}", flatten(_parse_toml(preset_text(preset), preset))))
+    if config is not None:
+        layers.append((str(config), flatten(_parse_toml(_read(config), str(config)))))
+    layers.append(("environment", _from_environment(os.environ if environ is None else environ)))
+    layers.append(("flag", flags))
+
+    merged: dict[str, Any] = {key: _DEFAULTS[key] for key in _PLUGIN_OPTIONS}
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    for origin, layer in layers:
+        good = {}
+        for key, value in layer.items():
+            if not _is_known(key):
+                known = _VARIABLES if origin == "environment" else _KEYS
+                problems.append(f"{key} ({origin}): unknown key. {nearest(key, known)}".strip())
+                continue
+            try:
+                good[key] = _checked(key, value)
+            except ValueError as exc:
+                problems.append(f"{key} ({origin}): {exc}")
+        lay_over(merged, good)
+        for key, value in good.items():
+            joined = key in origins and merged[key] != value
+            origins[key] = f"{origins[key]}, {origin}" if joined else origin
+    try:
+        settings = Settings.model_validate(nest(merged))
+    except ValidationError as exc:
+        problems += [_describe(error, origins) for error in exc.errors()]
+    if problems:
+        raise UsageError(
+            f"{len(problems)} setting{'s are' if len(problems) > 1 else ' is'} wrong",
+            why="\n     ".join(problems),
+            fix="`hidra meta-train --print-config` shows every setting, its value and origin",
+        )
+    return Resolved(settings, {key: origin for key, origin in origins.items() if key in merged})
+
+
+def lay_over(below: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer of flat settings over others; options join those of the same plugin below."""
+    for name, options in _PLUGIN_OPTIONS.items():
+        if name in below and layer.get(name, below[name]) != below[name]:
+            below.pop(options, None)
+    for key, value in layer.items():
+        both = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
+        below[key] = {**below[key], **value} if both else value
+
+
+def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
+    """`name=value` strings of a repeatable flag → a dictionary.
+
+    Raises:
+        UsageError: a string is not of that form.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (equals and name.strip()):
+            raise UsageError(
+                f"{flag} {pair} is not understood",
+                why="it has no name or no '='",
+                fix=f"write {flag} name=value",
+            )
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _keys() -> tuple[str, ...]:
+    return tuple(
+        f"{section}.{key}"
+        for section, field in Settings.model_fields.items()
+        for key in _model_of(field.annotation).model_fields
+    )
+
+
+def _model_of(annotation: Any) -> type[BaseModel]:
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, BaseModel)
+    return annotation
+
+
+_KEYS = _keys()
+
+
+# Which setting names the plugin that other settings are options of.
+_PLUGIN_OPTIONS = {
+    "dataset.name": "dataset.options",
+    "model.backbone": "model.backbone_options",
+    "model.head": "model.head_options",
+}
+
+
+_VARIABLES = {f"HIDRA_{key.replace('.', '_').upper()}": key for key in _KEYS}
+
+
+def _is_known(key: str) -> bool:
+    return key in _KEYS
+
+
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """{"tasks": {"ways": 5}} → {"tasks.ways": 5}; option tables stay whole."""
+    flat: dict[str, Any] = {}
+    for section, content in nested.items():
+        if isinstance(content, Mapping) and (content or section in Settings.model_fields):
+            flat.update({f"{section}.{key}": value for key, value in content.items()})
+        else:
+            flat[section] = content
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        section, _, name = key.partition(".")
+        nested.setdefault(section, {})[name] = value
+    return nested
+
+
+_DEFAULTS = flatten(Settings().model_dump())
+
+
+def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment for another process, in which no variable sets anything of a run."""
+    return {name: value for name, value in environ.items() if name not in _VARIABLES}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    ours = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("HIDRA_")
+        and name not in RESERVED_VARIABLES
+        and not name.startswith(RESERVED_PREFIXES)
+    }
+    # An unknown variable keeps its own name and is reported with the unknown keys.
+    return {_VARIABLES.get(name, name): value for name, value in ours.items()}
+
+
+def _describe(error: Any, origins: Mapping[str, str]) -> str:
+    key = ".".join(str(part) for part in error["loc"][:2])
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) else f" = {error['input']}"
+    origin = f" ({origins[key]})" if key in origins else ""
+    return f"{key}{given}{origin}: {message}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(
+            f"the configuration file {path} cannot be read",
+            why=str(exc),
+            fix="give --config the path of a TOML file",
+        ) from exc
+
+
+def _parse_toml(text: str, origin: str) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(text)
+        _check_values(found)
+        return found
+    except (ValueError, RecursionError) as exc:  # also numbers and nesting beyond all measure
+        raise UsageError(f"{origin} is not valid TOML", why=str(exc)) from exc
+
+
+def _checked(key: str, value: Any) -> Any:
+    """A layer's value; the options that a variable spells, a=1,b=2, as a table."""
+    _check_values(value)
+    if isinstance(value, str) and key in _PLUGIN_OPTIONS.values():
+        try:
+            return parse_assignments(filter(str.strip, value.split(",")), key)
+        except UsageError as exc:
+            raise ValueError(f"{exc.why}: write name=value,other=value") from exc
+    return value

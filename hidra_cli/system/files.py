@@ -1,0 +1,127 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hidra_cli.errors import RunError
+
+# Ends the name of a file that is being written.
+LEFTOVER = ".tmp"
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Tell a failed write as what it is: the path, the system's reason, what to do."""
+    try:
+        yield
+    except OSError as exc:
+        raise RunError(
+            f"{path} could not be written",
+            why=exc.strerror or str(exc).split("\n")[0],
+            fix="free some space or choose another place (--cache-dir for prepared images, "
+            "--runs-dir for runs); nothing half-written was left",
+        ) from exc
+
+
+def write_atomically(path: Path, content: bytes, *, keep_old_as: Path | None = None) -> None:
+    """Write beside, flush to disk, then rename.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        keep_old_as: another name in the same directory for the file that was there.
+
+    Raises:
+        RunError: the disk is full or the directory is gone; nothing half-written is left.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}{LEFTOVER}")
+    with writing_to(path):
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep_old_as is not None and path.exists():
+                _keep(path, keep_old_as)
+            beside.replace(path)
+            _flush_names(path.parent)
+        finally:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                beside.unlink(missing_ok=True)
+
+
+def _keep(path: Path, other: Path) -> None:
+    """Give a file a second name, at once and without taking its first away."""
+    spare = other.with_name(f".{other.name}.{os.getpid()}{LEFTOVER}")
+    try:
+        try:
+            os.link(path, spare)
+        except OSError:  # a file system without such names
+            shutil.copyfile(path, spare)
+        spare.replace(other)
+    finally:
+        with contextlib.suppress(OSError):
+            spare.unlink(missing_ok=True)
+
+
+def _flush_names(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process was writing. The caller holds the folder's lock."""
+    for leftover in folder.glob(f".*{LEFTOVER}"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())
+
+
+def made(folder: Path, *, own: bool = False) -> Path:
+    """A folder for result files; with `own`, one that no other process gets."""
+    import itertools
+
+    from hidra_cli.system.files import writing_to
+
+    with writing_to(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in itertools.count(2):
+            try:
+                folder.mkdir(exist_ok=not own)
+                return folder
+            except FileExistsError:
+                if not own:
+                    raise
+                stem = folder.name if attempt == 2 else folder.name.rpartition("-")[0]
+                folder = folder.with_name(f"{stem}-{attempt}")
+    raise AssertionError
+
+
+def check_other_file(target: Path, what: str, *read: Path) -> None:
+    """Refuse to write over what was read, and say what it is."""
+    from hidra_cli.errors import UsageError
+
+    if target.resolve() in (path.resolve() for path in read):
+        raise UsageError(
+            f"--out {target} is {what}",
+            why="it would be overwritten",
+            fix="name another file",
+        )

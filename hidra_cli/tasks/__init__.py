@@ -1,0 +1,1 @@
+"""What is drawn: a task of images or of functions."""

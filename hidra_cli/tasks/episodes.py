@@ -1,0 +1,246 @@
+"""Tasks: counter-based sampling of support and query images, the same on every machine.
+
+Shapes: T tasks, N ways, K shots, Q queries per class, C channels, H × W pixels. Support and
+query images are ordered by class, and labels are 0..N−1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hidra_cli.engine.task_batch import Examples, TaskBatch
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.images.file_format import Int64
+from hidra_cli.images.prepared import ClassTable, PreparedImages
+from hidra_cli.settings.schema import Augment
+from hidra_cli.system.random_streams import stream_key
+from hidra_cli.tasks.augmentation import MIRRORED, augmented
+
+# A random key that never wins.
+_LAST = np.iinfo(np.uint64).max
+
+
+@dataclass(frozen=True)
+class EpisodeIndices:
+    """Where the images of T episodes are in the prepared file.
+
+    Attributes:
+        classes: (T, N) rows of the class table.
+        support: (T, N·K) image indices.
+        query: (T, N·Q) image indices.
+    """
+
+    classes: Int64
+    support: Int64
+    query: Int64
+    generator_keys: tuple[int, ...]
+
+
+class EpisodeSampler:
+    """Episodes of one split, keyed by (seed, split, episode index).
+
+    The same key gives the same episode whatever the device, the batch size or the number of
+    processes. With more ways, an episode keeps its first classes and adds others.
+
+    Args:
+        table: the classes of the split.
+        ways: the numbers of ways that occur.
+        shots: the numbers of support images per class that occur.
+        queries: query images per class.
+        seed: of the run.
+        within_groups: all classes of a task are of one group, the part of their names before the
+            first slash (an Omniglot alphabet), drawn from the groups with enough classes.
+        augment: random changes to images, from a stream of their own: which images a task has does
+            not depend on it.
+
+    Raises:
+        UsageError: a number of ways is below two.
+        DataError: the split, or each of its groups, has too few classes, or a class too few images.
+    """
+
+    def __init__(
+        self,
+        table: ClassTable,
+        ways: Sequence[int],
+        shots: Sequence[int],
+        queries: int,
+        seed: int,
+        *,
+        within_groups: bool = False,
+        augment: Augment = "none",
+    ) -> None:
+        check_feasible(table, ways, shots, queries)
+        self.table = table
+        self.ways = tuple(ways)
+        self.shots = tuple(shots)
+        self.queries = queries
+        self.seed = seed
+        self.augment = augment
+        self._key = stream_key(seed, "episodes", table.split)
+        self._shape_key = stream_key(seed, "shapes", table.split)
+        self._augment_key = stream_key(seed, "augmentation", table.split)
+        self._groups: Int64 | None = None
+        if within_groups:
+            self._group_key = stream_key(seed, "groups", table.split)
+            self._groups = groups_of(table)
+            _check_groups(table, self._groups, max(ways))
+
+    def shape(self, meta_batch: int) -> tuple[int, int]:
+        """(ways, shots) of a meta-batch, uniform over those that occur."""
+        return draw_shape(self._shape_key, meta_batch, self.ways, self.shots)
+
+    def indices(self, episodes: Sequence[int], ways: int, shots: int) -> EpisodeIndices:
+        """Choose classes and images for some episodes, given by their indices in the stream."""
+        needed = shots + self.queries
+        most = int(self.table.counts.max())
+        classes_in_split = len(self.table.names)
+        raw = np.stack([_draw(self._key, e, classes_in_split + ways * most) for e in episodes])
+        # The smallest random keys win: a uniform choice without replacement.
+        class_keys = raw[:, :classes_in_split]
+        if self._groups is not None:
+            class_keys = np.where(self._outside(episodes, ways), _LAST, class_keys)
+        classes = _smallest(class_keys, ways)
+        keys = raw[:, classes_in_split:].reshape(len(episodes), ways, most)
+        beyond = np.arange(most) >= self.table.counts[classes][..., None]
+        keys = np.where(beyond, _LAST, keys)
+        chosen = _smallest(keys, needed) + self.table.first[classes][..., None]
+        return EpisodeIndices(
+            classes,
+            chosen[..., :shots].reshape(len(episodes), -1),
+            chosen[..., shots:].reshape(len(episodes), -1),
+            tuple(stream_key(self.seed, "head", self.table.split, e) for e in episodes),
+        )
+
+    def augment_keys(
+        self, episodes: Sequence[int], ways: int, shots: int
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """A random number for each support and each query image: (T, N·K) and (T, N·Q).
+
+        Of "mirror", all images of a class are mirrored where its first one is.
+        """
+        count = ways * (shots + self.queries)
+        keys = np.stack([_draw(self._augment_key, episode, count) for episode in episodes])
+        support, query = keys[:, : ways * shots], keys[:, ways * shots :]
+        if "mirror" in self.augment:
+            mirrored = support[:, ::shots] & MIRRORED
+            support = (support & ~MIRRORED) | mirrored.repeat(shots, 1)
+            query = (query & ~MIRRORED) | mirrored.repeat(self.queries, 1)
+        return support, query
+
+    def _outside(self, episodes: Sequence[int], ways: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which classes are not of an episode's group, one with at least N classes: (T, C)."""
+        assert self._groups is not None
+        sizes = np.bincount(self._groups)
+        keys = np.stack([_draw(self._group_key, episode, len(sizes)) for episode in episodes])
+        chosen = np.where(sizes < ways, _LAST, keys).argmin(axis=1)
+        outside: np.ndarray[Any, np.dtype[np.bool_]] = self._groups != chosen[:, None]
+        return outside
+
+    def batch(
+        self,
+        images: PreparedImages,
+        episodes: Sequence[int],
+        ways: int,
+        shots: int,
+        device: torch.device,
+    ) -> TaskBatch:
+        """The images of some episodes, as tensors on `device`."""
+        chosen = self.indices(episodes, ways, shots)
+        support, query = images.gather(chosen.support), images.gather(chosen.query)
+        if self.augment != "none":
+            for_support, for_query = self.augment_keys(episodes, ways, shots)
+            support = augmented(support, for_support, self.augment)
+            query = augmented(query, for_query, self.augment)
+        return TaskBatch(
+            _examples(support, ways, device),
+            _examples(query, ways, device),
+            ways,
+            shots,
+            chosen.generator_keys,
+        )
+
+
+def check_feasible(
+    table: ClassTable, ways: Sequence[int], shots: Sequence[int], queries: int
+) -> None:
+    """Check that every episode that can be asked for can be drawn.
+
+    Raises:
+        UsageError: a number of ways is below two.
+        DataError: names the split or class, what it has and what is needed.
+    """
+    if min(ways) < 2:
+        raise UsageError(
+            "a task needs at least 2 ways",
+            why=f"--ways includes {min(ways)}",
+            fix="--ways 2 or more",
+        )
+    if max(ways) > len(table.names):
+        raise DataError(
+            f"{table.dataset} has too few classes in its {table.split} split",
+            why=f"{len(table.names)} classes, but --ways asks for {max(ways)}",
+            fix=f"--ways {len(table.names)} or fewer" if len(table.names) > 1 else "other data",
+        )
+    needed = max(shots) + queries
+    smallest = int(np.argmin(table.counts))
+    if table.counts[smallest] < needed:
+        has = int(table.counts[smallest])
+        short = int((table.counts < needed).sum())
+        raise DataError(
+            f"class '{table.names[smallest]}' of {table.dataset} has too few images",
+            why=f"it has {has} and needs {needed}: {max(shots)} for support, {queries} as queries "
+            f"({short} of {len(table.names)} classes in the {table.split} split are too small)",
+            fix="lower --shots or --queries, or add images to the class",
+        )
+
+
+def groups_of(table: ClassTable) -> Int64:
+    """The number of each class's group, the part of its name before the first slash: (C,)."""
+    names = [name.split("/")[0] for name in table.names]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def _check_groups(table: ClassTable, groups: Int64, ways: int) -> None:
+    most = int(np.bincount(groups).max())
+    if most < ways:
+        raise DataError(
+            f"no group of classes in the {table.split} split of {table.dataset} is large enough",
+            why=f"the largest has {most} classes, but --ways asks for {ways}",
+            fix=f"--ways {most} or fewer" if most > 1 else "leave --within-groups out",
+        )
+
+
+def draw_shape(
+    key: int, meta_batch: int, ways: Sequence[int], shots: Sequence[int]
+) -> tuple[int, int]:
+    """(ways, shots) of a meta-batch, uniform over those given, from the stream of a key."""
+    raw = _draw(key, meta_batch, 2)
+    return ways[int(raw[0] % len(ways))], shots[int(raw[1] % len(shots))]
+
+
+def _smallest(keys: npt.NDArray[np.uint64], number: int) -> Int64:
+    """Where the smallest keys of each row (…, n) are, the smallest first: (…, number)."""
+    found = np.argpartition(keys, number - 1, axis=-1)[..., :number]
+    order = np.argsort(np.take_along_axis(keys, found, axis=-1), axis=-1)
+    return np.take_along_axis(found, order, axis=-1)
+
+
+def _draw(key: int, counter: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """`count` 64-bit numbers of Philox-4×64 (Salmon et al. 2011) at a place of its own."""
+    # Raw bits: numpy promises them unchanged between versions, unlike its distributions.
+    return np.random.Philox(key=key, counter=[0, 0, 0, counter]).random_raw(count)
+
+
+def _examples(gathered: torch.Tensor, ways: int, device: torch.device) -> Examples:
+    if device.type == "cuda" and gathered.device.type == "cpu":
+        gathered = gathered.pin_memory()  # only from such memory a copy keeps nobody waiting
+    pixels = gathered.to(device, non_blocking=True).float().div_(255)
+    tasks, images = gathered.shape[:2]
+    labels = torch.arange(ways, device=device).repeat_interleave(images // ways)
+    return Examples(pixels, labels.expand(tasks, -1))

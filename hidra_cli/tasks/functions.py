@@ -1,0 +1,151 @@
+"""Tasks of a family of functions, each drawn from a stream of its own.
+
+Shapes: T tasks, N outputs (the ways), K support and Q query points in all, D inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hidra_cli.api.data import FunctionFamily, Split
+from hidra_cli.api.registry import Plugin, blame
+from hidra_cli.engine.task_batch import Examples, TaskBatch
+from hidra_cli.errors import PluginError
+from hidra_cli.system.random_streams import stream_key
+from hidra_cli.tasks.episodes import draw_shape
+from hidra_cli.tasks.objective import REGRESSION, Problem
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FunctionTasks:
+    """A family of functions as a source of tasks.
+
+    Attributes:
+        options: of the family, defaults included.
+    """
+
+    plugin: Plugin
+    family: FunctionFamily
+    options: Mapping[str, Any]
+
+    problem: ClassVar[Problem] = REGRESSION
+
+    @property
+    def dataset(self) -> str:
+        return self.plugin.name
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(1, 1, D): inputs as backbones see them."""
+        return 1, 1, self.family.inputs
+
+    @property
+    def place(self) -> str:
+        return f"{self.plugin.label} with {self._options}"
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of what the functions depend on: the plugin, its version and options."""
+        plugin = self.plugin
+        identity = plugin.distribution, plugin.name, plugin.version, self.family.inputs
+        return hashlib.sha256("\n".join(map(str, (*identity, self._options))).encode()).hexdigest()
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What a run records of its data."""
+        about = {key: getattr(self.family, key) for key in ("title", "licence", "citation")}
+        return about | {
+            "dataset": self.dataset,
+            "homepage": self.family.homepage,
+            "options": self._options,
+            "content_hash": self.content_hash,
+            "invert": "False",
+        }
+
+    @property
+    def _options(self) -> str:
+        return json.dumps(dict(self.options), sort_keys=True, default=str)
+
+    def most_ways(self, split: Split) -> int | None:
+        """A function may have any number of outputs."""
+        return None
+
+
+@dataclass(frozen=True)
+class FunctionSampler:
+    """Tasks of one split, keyed by (seed, split, episode index), as those of images are.
+
+    With more outputs or more support points, a task keeps its first ones.
+
+    Args:
+        ways: the numbers of outputs N that occur.
+        shots: the numbers of support points K that occur, of a task in all.
+        queries: query points Q of a task in all.
+    """
+
+    split: Split
+    ways: tuple[int, ...]
+    shots: tuple[int, ...]
+    queries: int
+    seed: int
+
+    def shape(self, meta_batch: int) -> tuple[int, int]:
+        """(ways, shots) of a meta-batch, uniform over those that occur."""
+        key = stream_key(self.seed, "shapes", self.split)
+        return draw_shape(key, meta_batch, self.ways, self.shots)
+
+    def batch(
+        self,
+        source: FunctionTasks,
+        episodes: Sequence[int],
+        ways: int,
+        shots: int,
+        device: torch.device,
+    ) -> TaskBatch:
+        """Some tasks, as tensors on `device`: inputs (T, n, 1, 1, D), values (T, n, N).
+
+        Raises:
+            PluginError: the family breaks its contract.
+        """
+        drawn = [self._draw(source, episode, ways, self.queries + shots) for episode in episodes]
+        x, y = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*drawn, strict=True))
+        inputs = x[:, :, None, None]
+        return TaskBatch(
+            Examples(inputs[:, self.queries :], y[:, self.queries :]),
+            Examples(inputs[:, : self.queries], y[:, : self.queries]),
+            ways,
+            shots,
+            tuple(stream_key(self.seed, "head", self.split, e) for e in episodes),
+        )
+
+    def _draw(
+        self, source: FunctionTasks, episode: int, outputs: int, examples: int
+    ) -> tuple[Float32, Float32]:
+        """Query points first, so that they are the same at any number of shots."""
+        key = [stream_key(self.seed, "episodes", self.split), episode]
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        try:
+            x, y = source.family.draw(generator, outputs, examples)
+            wanted = (examples, source.family.inputs), (examples, outputs)
+            if (x.shape, y.shape) != wanted or not x.dtype == y.dtype == np.float32:
+                raise ValueError(f"draw gives {x.dtype} {x.shape}, {y.dtype} {y.shape}: {wanted=}")
+            if not (np.isfinite(x).all() and np.isfinite(y).all()):
+                raise ValueError("draw gives values that are not finite")
+        except Exception as exc:
+            raise PluginError(
+                f"{source.plugin.label} breaks its contract",
+                why=f"{type(exc).__name__}: {exc}",
+                fix="hidra_cli.api.check_function_family shows its author where; "
+                + blame(source.plugin),
+            ) from exc
+        return x, y
