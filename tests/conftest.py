@@ -100,7 +100,7 @@ def tiny_images(cache_dir: Path) -> PreparedImages:
 def no_process_left() -> Iterator[None]:
     """Whoever starts others, they are gone with the module."""
     yield
-    if (strategies := sys.modules.get("hidra_cli.engine.strategies.base")) is not None:
+    if (strategies := sys.modules.get("hidra_cli.engine.strategies.cores")) is not None:
         strategies.CREW.dismiss()
 
 
