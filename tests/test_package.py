@@ -44,9 +44,12 @@ def test_the_wheel_holds_the_three_packages_and_the_kernels(wheel: Path) -> None
         "hidra_cli/commands/prepare.py", "hidra_plugins/heads.py", "hidra_plugins/py.typed",
         "hidra_data/splits/omniglot-vinyals.json",
         "hidra_data/presets/omniglot-5way.toml",
+        "hidra_data/plugin_templates/pyproject.template.toml",
+        "hidra_data/plugin_templates/README.template.md",
+        "hidra_data/plugin_templates/head.py", "hidra_data/plugin_templates/test_head.py",
     ):  # fmt: skip
         assert needed in names
-    assert any(name.startswith("hidra_cli/engine/_kernels.") for name in names)
+    assert any(name.startswith("hidra_cli/engine/kernels/_kernels.") for name in names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "hidra_cli",
