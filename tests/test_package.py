@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import sysconfig
@@ -78,6 +79,7 @@ def test_it_runs_from_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     assert all(path.startswith(str(place)) for path in where.split())
     hidra = place / "bin" / "hidra"
     assert "omniglot" in call(hidra, "plugins", "list", cwd=tmp_path)
+    assert json.loads(call(hidra, "info", "--json", cwd=tmp_path))["kernels"] is True
     tiny = [
         "--data-opt=alphabets=3",
         "--data-opt=characters=3",

@@ -3,7 +3,7 @@
     mean = E[x],  variance = E[(x − mean)²],  pooled = max of x over 2×2, or min where gain < 0
 
 Normalization commutes with pooling, so all that follows works on the pooled quarter. The gradient
-and its gradient are passes over x of the same kind (`kernels.cpp`):
+and its gradient are passes over x of the same kind (`pooled_moments.cpp`):
 
     dx = g_mean / P + 2 g_variance (x − mean) / P + g_pooled where it was chosen
 
@@ -26,7 +26,7 @@ _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled functions; None where the package was installed without a C++ compiler."""
-    found = importlib.util.find_spec("hidra_cli.engine._kernels")
+    found = importlib.util.find_spec("hidra_cli.engine.kernels._kernels")
     if found is None or found.origin is None:
         return None
     try:
