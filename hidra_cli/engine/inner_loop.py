@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidra_cli.api import FastWeights
-from hidra_cli.engine.learner import Learner, Weights
+from hidra_cli.engine.learner import Learner, Weights, meta_training
 from hidra_cli.engine.normalization import adapting
 from hidra_cli.engine.rates import Rates
 from hidra_cli.engine.task_batch import Task, TaskBatch
@@ -169,11 +169,12 @@ def meta_gradient(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> Outco
     The graph of a task is freed before the next begins, so memory does not grow with T.
     """
     losses, scores = [], []
-    for task in batch.tasks():
-        outer, last, logits = outer_loss(learner, task, inner)
-        (outer / len(batch)).backward()  # type: ignore[no-untyped-call]
-        losses.append(last.item())
-        scores.append(score(logits, task.query_labels))
+    with meta_training(learner):
+        for task in batch.tasks():
+            outer, last, logits = outer_loss(learner, task, inner)
+            (outer / len(batch)).backward()  # type: ignore[no-untyped-call]
+            losses.append(last.item())
+            scores.append(score(logits, task.query_labels))
     leave_alone(learner)
     return Outcome(fmean(losses), fmean(scores))
 

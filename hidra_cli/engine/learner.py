@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -144,6 +144,16 @@ class Learner(nn.Module):
         if self.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+
+@contextmanager
+def meta_training(learner: Learner) -> Iterator[None]:
+    """Modules in train() while a meta-gradient is computed, where dropout is on; else in eval()."""
+    learner.train()
+    try:
+        yield
+    finally:
+        learner.eval()
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -57,7 +57,8 @@ class HeldOut:
     Attributes:
         accuracies: after 0, 1, … steps, each picture labelled once while it was held out; as far
             as was tried.
-        steps: of the most accurate those of training, else the fewest; at least one.
+        steps: of the most accurate those of training, else the fewest. None at all may be best,
+            but not of identical neurons, which answer every picture alike before the first step.
         labels, predictions: (n,) of the pictures, after `steps`.
         folds: parts the pictures were divided into.
     """
@@ -123,7 +124,7 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
     paths = [adapt(model.learner, t, model.inner, meta=False, steps=most) for t in tasks]
     found: list[Tensor] = []
     accuracies: list[float] = []
-    best = 1
+    best = int(model.learner.head.identical_neurons)
     with memory_errors():
         for step, weights in enumerate(zip(*paths, strict=True)):
             labelled = torch.zeros_like(truth)
@@ -131,9 +132,9 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
                 labelled[mask.cpu()] = predictions(model, at_step, task).cpu()
             found.append(labelled)
             accuracies.append((labelled == truth).double().mean().item())
-            if step and accuracies[step] > accuracies[best]:
+            if step > best and accuracies[step] > accuracies[best]:
                 best = step
-            if step >= max(best + PATIENCE, model.steps):
+            if step >= max(best, 1) + PATIENCE and step >= model.steps:
                 break
     if model.steps and accuracies[model.steps] == accuracies[best]:
         best = model.steps  # what it was trained for; its probabilities mean more there

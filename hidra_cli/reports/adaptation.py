@@ -31,7 +31,7 @@ def _show_own(
     if held is not None:
         right = f"{100 * held.accuracies[held.steps]:.1f} % of them right"
         console.print(
-            f"{held.steps} inner steps, the best of 1 to {len(held.accuracies) - 1} on support "
+            f"{held.steps} inner steps, the best of up to {len(held.accuracies) - 1} on support "
             f"pictures held out in {held.folds} parts: {right}"
         )
     else:

@@ -93,9 +93,10 @@ def build_learner(
         rates = None
         if inner.rates == "learned":
             rates = LearnedRates(inner.steps, list(adapting(backbone)), inner.inner_lr)
-    return Learner(
+    learner = Learner(
         backbone, head, episode, model.normalization, settings.run.precision, model.loss, rates
     )
+    return learner.eval()  # but for `meta_training`
 
 
 def check_head_can(settings: Settings, ways: tuple[int, ...]) -> None:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from hidra_cli.app import main
+from hidra_cli.images.own_pictures import labelled_pictures, read_pictures
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.jobs.adapt import confusion, hold_out
 from hidra_cli.jobs.classifier import load_base, load_classifier
@@ -300,6 +301,26 @@ def test_held_out_pictures_are_each_labelled_without_themselves(
     assert trained_for_two is not None
     assert trained_for_two.steps == 2, "of equals, what the model was trained for"
     assert hold_out(model, twins[:3], torch.tensor([0, 0, 1]), 2) is None, "one of a class is left"
+
+
+def test_no_step_at_all_is_taken_where_none_is_best(
+    hidra: Hidra, cache_dir: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Prototypes label most pictures; from there, steps that are far too long make it worse."""
+    flags = ["--head=protomaml", "--head-opt=scale=0.1", "--ways=2-5", "--inner-lr=1e-3"]
+    places = [f"--cache-dir={cache_dir}", f"--runs-dir={tmp_path}", "--name=p", "-q"]
+    assert hidra("meta-train", *TINY_RUN, *flags, *places).code == 0
+    model = load_model(tmp_path / "p", CPU)
+    inner = model.settings.inner.model_copy(update={"inner_lr": 1e3})
+    model = replace(model, settings=model.settings.model_copy(update={"inner": inner}))
+    given = labelled_pictures(pictures / "support")
+    images = read_pictures(given.paths, model.image_shape, bool(model.meta["invert"]))
+    held = hold_out(model, images, torch.tensor(given.labels), len(CLASSES))
+    assert held is not None
+    assert held.steps == 0
+    assert held.accuracies[0] > max(held.accuracies[1:])
+    right = (held.predictions == held.labels).double().mean().item()
+    assert right == held.accuracies[0]
 
 
 def test_confusion_counts_true_classes_in_rows() -> None:

@@ -28,7 +28,7 @@ from hidra_cli.engine.inner_loop import (
     leave_alone,
     query_score,
 )
-from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.learner import Learner, meta_training
 from hidra_cli.engine.strategies.recomputation import Gradients, outer_gradients
 from hidra_cli.engine.task_batch import Task, TaskBatch
 
@@ -79,7 +79,7 @@ class Strategy(ABC):
         """Add the gradient of the mean query loss over T tasks to the meta-parameters' `.grad`."""
         parameters = list(self.learner.parameters())
         losses, scores, tasks = [], [], []
-        with self.beside():
+        with self.beside(), meta_training(self.learner):
             for part in self.gradients(batch, inner):
                 for parameter, gradient in zip(parameters, part.gradients, strict=True):
                     _add(parameter, gradient)

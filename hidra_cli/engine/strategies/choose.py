@@ -43,15 +43,18 @@ def choose(
     GPU.
 
     Args:
+        learner: in the mode, train() or eval(), that it will be used in.
         image_shape: (C, H, W), for a trial of one small step.
     """
 
     def make(strategy: Callable[..., Strategy]) -> Strategy:
         return strategy(learner, recompute=recompute, micro_batch=micro_batch)
 
-    if name != "loop" and _draws(learner, image_shape):
-        why = "the backbone draws random numbers as it runs, which must come in the tasks' order"
-        return Choice(Loop(learner), "" if name == "auto" else why)
+    if (name != "loop" or recompute) and _draws(learner, image_shape):
+        why = "backbone or head draw random numbers (dropout), which must come in the tasks' order"
+        if recompute:
+            why += "; --graphs recompute: a second pass would draw others, so all graphs are kept"
+        return Choice(Loop(learner), why if recompute or name != "auto" else "")
     if name == "auto":
         if learner.device.type == "cpu":
             return Choice(make(partial(Processes, patience=PATIENCE)))
@@ -69,23 +72,28 @@ def choose(
 
 
 def _draws(learner: Learner, image_shape: tuple[int, int, int]) -> bool:
-    """Whether a forward pass of the backbone takes numbers from PyTorch's own generator."""
+    """Whether a forward pass takes numbers from PyTorch's own generator."""
+    task = _trial(learner, image_shape).task(0)
     with torch.random.fork_rng(), torch.no_grad():
-        images = torch.zeros(2, *image_shape, device=learner.device, dtype=learner.dtype)
         before = torch.get_rng_state()
-        on_device = torch.cuda.get_rng_state() if images.is_cuda else before
-        learner.features(dict(learner.backbone.named_parameters()), images)
-        after = torch.cuda.get_rng_state() if images.is_cuda else torch.get_rng_state()
+        on_device = torch.cuda.get_rng_state() if learner.device.type == "cuda" else before
+        learner.support_logits(learner.initial_weights(task), task)
+        after = torch.cuda.get_rng_state() if learner.device.type == "cuda" else before
         return not (torch.equal(before, torch.get_rng_state()) and torch.equal(on_device, after))
 
 
-def _cannot_stack(learner: Learner, image_shape: tuple[int, int, int]) -> str:
-    """Why a small meta-gradient of two tasks at once fails; "" where it does not."""
+def _trial(learner: Learner, image_shape: tuple[int, int, int]) -> TaskBatch:
+    """Two tasks of blank images, one for each class."""
     ways = learner.head.max_ways if not learner.head.any_ways else 2
     labels = torch.arange(ways, device=learner.device).expand(2, -1)
     images = torch.zeros(2, ways, *image_shape, device=learner.device, dtype=learner.dtype)
     examples = Examples(images, labels)
-    task = stacked(TaskBatch(examples, examples, ways, 1, (0, 1)))
+    return TaskBatch(examples, examples, ways, 1, (0, 1))
+
+
+def _cannot_stack(learner: Learner, image_shape: tuple[int, int, int]) -> str:
+    """Why a small meta-gradient of two tasks at once fails; "" where it does not."""
+    task = stacked(_trial(learner, image_shape))
     try:
         # Two steps: weights are shared in the first alone.
         inner = InnerLoop(2, 0.01)

@@ -19,7 +19,7 @@ import torch
 from hidra_cli.api.data import Split
 from hidra_cli.engine.devices import choose_float32, memory_errors
 from hidra_cli.engine.inner_loop import InnerLoop, Outcome
-from hidra_cli.engine.learner import Learner
+from hidra_cli.engine.learner import Learner, meta_training
 from hidra_cli.engine.strategies.choose import choose
 from hidra_cli.engine.task_batch import TaskBatch
 from hidra_cli.errors import DataError, NotFiniteError, RunError, StoppedError
@@ -162,13 +162,14 @@ class MetaTrainer:
         keep_freed_memory()
         run = settings.run
         choose_float32(run.precision, device)
-        self.choice = choose(
-            run.strategy,
-            self.learner,
-            data.image_shape,
-            recompute=run.graphs == "recompute",
-            micro_batch=run.micro_batch,
-        )
+        with meta_training(self.learner):
+            self.choice = choose(
+                run.strategy,
+                self.learner,
+                data.image_shape,
+                recompute=run.graphs == "recompute",
+                micro_batch=run.micro_batch,
+            )
         self.strategy = self.choice.strategy
         self.names = [name for name, _ in self.learner.named_parameters()]
         self.optimizer = torch.optim.Adam(_parameter_groups(self.learner, settings.outer))
