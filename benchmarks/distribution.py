@@ -31,7 +31,8 @@ from hidra_cli.runs.model import TrainedModel, load_model
 from hidra_cli.runs.scores import interval, percent
 from hidra_cli.system.console import Console
 from hidra_cli.system.files import write_atomically, write_json
-from hidra_cli.tasks.episodes import EpisodeSampler
+from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.shape import TaskShape
 
 CPU = torch.device("cpu")
 Change = Callable[[Tensor, torch.Generator], Tensor]
@@ -93,13 +94,12 @@ def measure(models: list[TrainedModel], episodes: int, cache: Path | None) -> di
     first = models[0]
     images = open_images(first.settings.dataset, cache, Console(verbosity=-1))
     ways, shots = first.max_ways, min(first.settings.tasks.shots)
-    sampler = EpisodeSampler(images.table("test"), (ways,), (shots,), 15, seed=0)
+    sampler = ImageSampler(images, "test", (ways,), (shots,), 15, seed=0, device=CPU)
 
     def accuracies(model: TrainedModel) -> np.ndarray[Any, np.dtype[np.float64]]:
         cell = evaluate_cell(
-            model, images, sampler, ways=ways, shots=shots, episodes=episodes, device=CPU,
-            every_step=False,
-        )  # fmt: skip
+            model, sampler, TaskShape(ways, shots), episodes=episodes, every_step=False
+        )
         return cell.final
 
     rows, learned = [], np.empty(0)

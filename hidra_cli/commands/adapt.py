@@ -195,19 +195,20 @@ def _adapt_drawn(
     from hidra_cli.reports.adaptation import show_steps
     from hidra_cli.runs.locate import results_home
     from hidra_cli.system.files import made
-    from hidra_cli.tasks.episodes import EpisodeSampler
+    from hidra_cli.tasks.images import ImageSampler
+    from hidra_cli.tasks.shape import TaskShape
 
     console, ways, shots = wish.console, wish.ways, wish.shots
     n = ways if ways is not None else (5 if model.learner.head.any_ways else model.max_ways)
     k = shots if shots is not None else min(model.settings.tasks.shots)
     _check_positive(n, k)
     model.check((n,), images.image_shape)
-    table = images.table(split)
-    sampler = EpisodeSampler(table, (n,), (k,), queries, seed)
-    indices = sampler.indices([episode], n, k)
-    task = sampler.batch(images, [episode], n, k, wish.device).task(0)
+    shape = TaskShape(n, k)
+    sampler = ImageSampler(images, split, (n,), (k,), queries, seed, device=wish.device)
+    indices = sampler.indices([episode], shape)
+    task = sampler.batch([episode], shape).task(0)
     adapted = adapt_task(model, task)
-    classes = [table.names[row] for row in indices.classes[0]]
+    classes = [sampler.table.names[row] for row in indices.classes[0]]
     show_steps(f"{n} ways, {k} shots of {images.dataset}", model, adapted, console)
     check_finite(adapted)
     console.table(

@@ -91,10 +91,10 @@ def evaluate(
         NearestPixels,
         _check_pixels,
         _check_same,
+        _default_ways,
         _describe,
         _distinct,
         _evaluate_all,
-        _usual_ways,
     )
     from hidra_cli.reports.evaluation import _show, _write
     from hidra_cli.runs.environment import environment
@@ -124,7 +124,7 @@ def evaluate(
             [*models, *([NearestPixels()] if pixels else [])],
             data,
             split,
-            _numbers("--ways", ways) or _usual_ways(models, data, split),
+            _numbers("--ways", ways) or _default_ways(models, data, split),
             _numbers("--shots", shots) or (trained_shots,),
             queries=queries,
             episodes=episodes,

@@ -81,8 +81,8 @@ def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console
     )
     found = summary(chosen, cells)
     table = markdown(chosen, found)
-    problem = cells[0].problem
-    curves = learning(chosen, ((w.training, RunDir(w.run)) for w in workers), problem)
+    objective = cells[0].objective
+    curves = learning(chosen, ((w.training, RunDir(w.run)) for w in workers), objective)
     first = read_json(workers[0].tested / "result.json")
     result: dict[str, Any] = {
         "format_version": 1,
@@ -99,9 +99,9 @@ def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console
     write_atomically(place / "table.md", f"# {chosen.title}\n\n{table}".encode())
     pictures = {"scores.png": scores_over_ways(cells, chosen.title)}
     if minus := found["differences"]:
-        pictures["differences.png"] = differences_over_ways(minus, chosen.title, problem)
+        pictures["differences.png"] = differences_over_ways(minus, chosen.title, objective)
     if curves:
-        pictures["learning.png"] = learning_curves(curves, chosen.title, problem)
+        pictures["learning.png"] = learning_curves(curves, chosen.title, objective)
     for name, picture in pictures.items():
         write_atomically(place / name, picture)
     write_json(place / "study.json", result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -15,7 +15,6 @@ from hidra_cli.api.decoding import UInt8
 from hidra_cli.errors import DataError
 from hidra_cli.images.file_format import _CHUNK_BYTES, Int64, _about, _plain, check_seal
 from hidra_cli.system.memory import available_memory
-from hidra_cli.tasks.objective import CLASSIFICATION, Problem
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +58,6 @@ class PreparedImages:
     names: tuple[str, ...]
     attributes: dict[str, str]
     images: Any = field(repr=False)
-
-    problem: ClassVar[Problem] = CLASSIFICATION
 
     @property
     def content_hash(self) -> str:

@@ -199,7 +199,7 @@ def _check_classifies(model: TrainedModel) -> None:
     from hidra_cli.errors import UsageError
     from hidra_cli.tasks.objective import CLASSIFICATION
 
-    if model.problem is not CLASSIFICATION:
+    if model.objective is not CLASSIFICATION:
         raise UsageError(
             f"{model.name} makes no classifiers",
             why=f"it was trained on functions ({model.settings.dataset.name}), not on classes",

@@ -19,7 +19,8 @@ from hidra_cli.runs.scores import Cell
 from hidra_cli.system.console import Advance, Console
 from hidra_cli.system.distributed import ALONE, World
 from hidra_cli.tasks.objective import CLASSIFICATION
-from hidra_cli.tasks.sources import Sampler, TaskSource
+from hidra_cli.tasks.shape import TaskShape
+from hidra_cli.tasks.sources import Sampler, TaskSource, feasible_ways, objective_of, sampler_of
 
 if TYPE_CHECKING:
     from hidra_cli.runs.model import TrainedModel
@@ -69,18 +70,15 @@ def _nearest_by_class(distances: torch.Tensor, task: Task) -> torch.Tensor:
 
 def evaluate_cell(
     contender: Contender,
-    data: TaskSource,
     sampler: Sampler,
+    shape: TaskShape,
     *,
-    ways: int,
-    shots: int,
     episodes: int,
-    device: torch.device,
     every_step: bool = True,
     advance: Advance | None = None,
     world: World = ALONE,
 ) -> Cell:
-    """Scores of episodes 0..E−1 of the sampler's stream at one number of ways and shots.
+    """Scores of episodes 0..E−1 of the sampler's stream, all of one shape.
 
     The processes of a world take a share of the episodes each, and get the scores of all.
     """
@@ -89,21 +87,19 @@ def evaluate_cell(
     for start in range(0, len(mine), _EPISODES_AT_ONCE):
         chosen = mine[start : start + _EPISODES_AT_ONCE]
         with memory_errors():
-            batch = sampler.batch(data, chosen, ways, shots, device)
+            batch = sampler.batch(chosen, shape)
             found += contender.scores(batch, every_step=every_step)
         if advance is not None:
             advance(round(episodes * len(found) / len(mine)))
     scores = world.gather(found)
-    return Cell(contender.name, contender.normalization, ways, shots, scores, data.problem)
+    return Cell(contender.name, contender.normalization, *shape, scores, sampler.objective)
 
 
 def evaluate_plan(
     plan: Sequence[tuple[Contender, int]],
-    data: TaskSource,
     sampler: Sampler,
     *,
     episodes: int,
-    device: torch.device,
     console: Console,
     every_step: bool = True,
     world: World = ALONE,
@@ -116,12 +112,9 @@ def evaluate_plan(
             with console.progress(what, episodes) as advance:
                 cell = evaluate_cell(
                     contender,
-                    data,
                     sampler,
-                    ways=ways,
-                    shots=shots,
+                    TaskShape(ways, shots),
                     episodes=episodes,
-                    device=device,
                     every_step=every_step,
                     advance=advance,
                     world=world,
@@ -155,15 +148,14 @@ def _evaluate_all(
     world: World,
 ) -> list[Cell]:
     """Every contender at every number of ways and shots it can do, on the same episodes."""
-    from hidra_cli.jobs.evaluate import evaluate_plan
-    from hidra_cli.tasks.sources import sampler_of
-
+    plan = _plan(contenders, ways, data.image_shape, console)
+    sampler = sampler_of(
+        data, split, ways, shots, queries, seed, device=device, within_groups=within_groups
+    )
     return evaluate_plan(
-        _plan(contenders, ways, data.image_shape, console),
-        data,
-        sampler_of(data, split, ways, shots, queries, seed, within_groups=within_groups),
+        plan,
+        sampler,
         episodes=episodes,
-        device=device,
         console=console,
         every_step=every_step,
         world=world,
@@ -184,18 +176,18 @@ def _describe(model: TrainedModel) -> dict[str, Any]:
 def _check_pixels(data: TaskSource) -> None:
     from hidra_cli.errors import UsageError
 
-    if data.problem is not CLASSIFICATION:
+    if objective_of(data) is not CLASSIFICATION:
         raise UsageError(
             "--pixels needs images", why=f"{data.dataset} has none", fix="leave --pixels out"
         )
 
 
-def _usual_ways(models: list[TrainedModel], data: TaskSource, split: Split) -> tuple[int, ...]:
-    """The usual ones as far as the split goes, and every fixed model's own."""
-    from hidra_cli.tasks.sources import usual_ways
-
+def _default_ways(models: list[TrainedModel], data: TaskSource, split: Split) -> tuple[int, ...]:
+    """Those of a table as far as the split goes, and every fixed model's own."""
     own = {m.max_ways for m in models if not m.learner.head.any_ways}
-    usual = usual_ways(data, split) if any(m.learner.head.any_ways for m in models) else ()
+    usual: tuple[int, ...] = ()
+    if any(m.learner.head.any_ways for m in models):
+        usual = feasible_ways(data, split, objective_of(data).default_ways)
     return tuple(sorted({*usual, *own}))
 
 

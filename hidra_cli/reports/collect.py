@@ -11,7 +11,7 @@ import torch
 from hidra_cli.errors import HidraError, UsageError
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.reports.run_facts import Measurement, Row, RunFacts, protocol
-from hidra_cli.reports.solved_tasks import SEED, SolvedTask, measure, solve, usual_ways
+from hidra_cli.reports.solved_tasks import SEED, SolvedTask, measure, shown_ways, solve
 from hidra_cli.runs.model import TrainedModel, load_model
 from hidra_cli.runs.scores import compare
 from hidra_cli.settings.schema import DatasetSettings
@@ -128,7 +128,7 @@ def _told(error: HidraError) -> str:
 def _solved(ready: Ready, runs: int, device: torch.device, notes: list[str]) -> list[SolvedTask]:
     """One run is shown at few and at more ways, several at the first of them."""
     model, images = ready
-    ways = usual_ways(model, TASK_WAYS if runs == 1 else TASK_WAYS[:1], images)
+    ways = shown_ways(model, TASK_WAYS if runs == 1 else TASK_WAYS[:1], images)
     budget = PICTURE_BYTES // (runs * len(ways))
     try:
         return [solve(model, images, n, device, budget) for n in ways]
@@ -155,7 +155,7 @@ def _measured(
     ]
     try:
         usual = USUAL_WAYS if len(ready) == 1 else COMPARED_WAYS
-        chosen = ways or sorted({n for m in models for n in usual_ways(m, usual, images)})
+        chosen = ways or sorted({n for m in models for n in shown_ways(m, usual, images)})
         plan = [pair for model in models for pair in _plan(model, chosen, images, notes)]
         if not plan:
             return None, []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hidra_cli.runs.model import TrainedModel
     from hidra_cli.runs.scores import Cell
     from hidra_cli.system.console import Console
-    from hidra_cli.tasks.objective import Problem
+    from hidra_cli.tasks.objective import Objective
 
 
 def _write(
@@ -29,7 +29,7 @@ def _write(
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{result['dataset']}-{result['split']}"
     folder = made(out or home / "evaluations" / name, own=out is None)
     title = f"{_where(result)}, {cells[0].to_json()['episodes']} episodes"
-    picture = f"{cells[0].problem.key}.png"
+    picture = f"{cells[0].objective.key}.png"
     write_atomically(folder / picture, scores_over_ways(cells, title))
     write_atomically(folder / "episodes.csv", _episodes(cells).encode())
     write_json(folder / "result.json", result)
@@ -42,19 +42,19 @@ def _where(result: dict[str, Any]) -> str:
 
 
 def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
-    problem = cells[0].problem
+    objective = cells[0].objective
     rows = [cell.to_json() for cell in cells]
     most_steps = max(len(row.get("per_step", [0])) for row in rows)
     console.table(
-        f"{_titled(problem)} on {_where(result)}, "
-        f"{rows[0]['episodes']} episodes, {result['queries']} queries {problem.per}",
+        f"{_titled(objective)} on {_where(result)}, "
+        f"{rows[0]['episodes']} episodes, {result['queries']} queries {objective.per}",
         [
             "model",
             "normalization",
             "ways",
             "shots",
             *(f"after {s}" for s in range(most_steps - 1)),
-            problem.metric,
+            objective.metric,
         ],
         [
             [
@@ -62,8 +62,8 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
                 row["normalization"],
                 str(row["ways"]),
                 str(row["shots"]),
-                *_earlier_steps(row, most_steps, problem),
-                problem.interval(row[problem.key], row["interval"]),
+                *_earlier_steps(row, most_steps, objective),
+                objective.interval(row[objective.key], row["interval"]),
             ]
             for row in rows
         ],
@@ -71,8 +71,8 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
     )
     if result["comparisons"]:
         console.table(
-            f"Paired differences of {problem.metric} on the same episodes"
-            + (" (percentage points)" if problem.unit else " (less is better)"),
+            f"Paired differences of {objective.metric} on the same episodes"
+            + (" (percentage points)" if objective.unit else " (less is better)"),
             ["model", "minus", "ways", "shots", "difference"],
             [
                 [
@@ -80,7 +80,7 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
                     c["minus"],
                     str(c["ways"]),
                     str(c["shots"]),
-                    problem.interval(c["difference"], c["interval"]),
+                    objective.interval(c["difference"], c["interval"]),
                 ]
                 for c in result["comparisons"]
             ],
@@ -88,11 +88,11 @@ def _show(cells: list[Cell], result: dict[str, Any], console: Console) -> None:
         )
 
 
-def _titled(problem: Problem) -> str:
-    metric = problem.metric.capitalize()
-    return f"{metric} ({problem.unit})" if problem.unit else f"{metric} per output"
+def _titled(objective: Objective) -> str:
+    metric = objective.metric.capitalize()
+    return f"{metric} ({objective.unit})" if objective.unit else f"{metric} per output"
 
 
-def _earlier_steps(row: dict[str, Any], most: int, problem: Problem) -> list[str]:
-    earlier = [problem.shown(step[problem.key]) for step in row.get("per_step", [])[:-1]]
+def _earlier_steps(row: dict[str, Any], most: int, objective: Objective) -> list[str]:
+    earlier = [objective.shown(step[objective.key]) for step in row.get("per_step", [])[:-1]]
     return earlier + ["–"] * (most - 1 - len(earlier))

@@ -13,7 +13,7 @@ import numpy as np
 
 from hidra_cli.api.decoding import decode_image
 from hidra_cli.system.console import printable
-from hidra_cli.tasks.objective import CLASSIFICATION, Problem
+from hidra_cli.tasks.objective import CLASSIFICATION, Objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,40 +64,42 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
     lines = dict.fromkeys((c.contender, c.shots) for c in cells)
     figure = Figure(figsize=(7.2, 4.4 + 0.1 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    problem = cells[0].problem
+    objective = cells[0].objective
     for index, (name, shots) in enumerate(lines):
         chosen = sorted(
             (c for c in cells if (c.contender, c.shots) == (name, shots)), key=lambda c: c.ways
         )
         ways = np.array([c.ways for c in chosen])
-        mean, half = problem.scale * np.array([interval(c.final) for c in chosen]).T
+        mean, half = objective.scale * np.array([interval(c.final) for c in chosen]).T
         style = _style(index, len(lines))
         axes.plot(ways, mean, label=f"{name}, {shots}-shot", **style)
         _band(axes, ways, mean - half, mean + half, style["color"])
         if len(ways) == 1:  # a band needs two points, a bar one
             axes.errorbar(ways, mean, yerr=half, color=style["color"], capsize=4)
     all_ways = sorted({c.ways for c in cells})
-    if problem is CLASSIFICATION:
+    if objective is CLASSIFICATION:
         chance = [100 / n for n in all_ways]
         axes.plot(all_ways, chance, color="0.5", linestyle=":", label="chance")
     axes.set_xscale("log")
     axes.set_xticks(all_ways, [str(n) for n in all_ways])
     axes.minorticks_off()
-    axes.set_xlabel(problem.axis)
-    axes.set_ylabel(problem.heading)
+    axes.set_xlabel(objective.axis)
+    axes.set_ylabel(objective.heading)
     axes.set_title(title, fontsize=10, loc="left")
-    _dressed(axes, problem)
+    _dressed(axes, objective)
     _legend_below(figure, axes.get_legend_handles_labels()[1])
     return _png(figure)
 
 
-def differences_over_ways(rows: Sequence[Mapping[str, Any]], title: str, problem: Problem) -> bytes:
+def differences_over_ways(
+    rows: Sequence[Mapping[str, Any]], title: str, objective: Objective
+) -> bytes:
     """What separates models from those they are compared with, with 95 % intervals: PNG.
 
     Args:
         rows: of `compare`, at least one.
         title: above it.
-        problem: what the tasks ask for.
+        objective: what the tasks ask for.
     """
     from matplotlib.figure import Figure
 
@@ -113,16 +115,16 @@ def differences_over_ways(rows: Sequence[Mapping[str, Any]], title: str, problem
         aside = 0.7 * ((index + 0.5) / len(lines) - 0.5)
         axes.errorbar(
             [all_ways.index(row["ways"]) + aside for row in own],
-            [problem.scale * row["difference"] for row in own],
-            yerr=[problem.scale * row["interval"] for row in own],
+            [objective.scale * row["difference"] for row in own],
+            yerr=[objective.scale * row["interval"] for row in own],
             label=label,
             linestyle="none",
             capsize=2,
             **_mark(index + 1),
         )
     axes.set_xticks(range(len(all_ways)), [str(n) for n in all_ways])
-    axes.set_xlabel(problem.axis)
-    axes.set_ylabel(f"difference of {problem.heading}")
+    axes.set_xlabel(objective.axis)
+    axes.set_ylabel(f"difference of {objective.heading}")
     axes.set_title(f"{title}\n{minus}", fontsize=10, loc="left")
     _plain(axes)
     _legend_below(figure, list(lines.values()))
@@ -157,7 +159,7 @@ class Curve:
     points: tuple[tuple[int, float], ...]
 
 
-def learning_curves(curves: Sequence[Curve], title: str, problem: Problem) -> bytes:
+def learning_curves(curves: Sequence[Curve], title: str, objective: Objective) -> bytes:
     """Validation over outer steps, a panel for each ways of the training, a line per model: PNG.
 
     Lines are means over seeds, bands reach from the lowest to the highest of them.
@@ -178,15 +180,15 @@ def learning_curves(curves: Sequence[Curve], title: str, problem: Problem) -> by
         for index, model in enumerate(models):
             seeds = [dict(c.points) for c in curves if (c.model, c.ways) == (model, ways)]
             if seeds:
-                _learning_line(axes, seeds, problem.scale, model, _style(index, len(models)))
-        if problem is CLASSIFICATION and ways.isdigit():
+                _learning_line(axes, seeds, objective.scale, model, _style(index, len(models)))
+        if objective is CLASSIFICATION and ways.isdigit():
             axes.axhline(100 / int(ways), color="0.5", linestyle=":", label="chance")
         axes.set_xlim(left=0)
         axes.set_xlabel("outer steps")
         axes.set_title(f"trained at {ways} ways", fontsize=9, loc="left")
-        _dressed(axes, problem)
+        _dressed(axes, objective)
     for axes in grid[:, 0]:
-        axes.set_ylabel(f"validation {problem.heading}")
+        axes.set_ylabel(f"validation {objective.heading}")
     _legend_below(figure, (*models, "chance"))
     return _png(figure)
 
@@ -244,9 +246,9 @@ def _band(axes: Axes, x: Any, low: Any, high: Any, colour: str) -> None:
     axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def _dressed(axes: Axes, problem: Problem) -> None:
+def _dressed(axes: Axes, objective: Objective) -> None:
     # Room for a marker at 100; errors have no end.
-    axes.set_ylim(0, 102 if problem is CLASSIFICATION else None)
+    axes.set_ylim(0, 102 if objective is CLASSIFICATION else None)
     _plain(axes)
 
 

@@ -17,7 +17,7 @@ from hidra_cli.runs.records import read_json
 from hidra_cli.settings.layers import Resolved, resolve
 from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS
 from hidra_cli.settings.schema import MOST_STEPS, Settings
-from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Problem
+from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Objective
 
 MOST_EVALUATIONS = 4
 MOST_ROWS = 100
@@ -173,13 +173,13 @@ def _settings(run: RunDir, notes: list[str]) -> Resolved | None:
     return found
 
 
-def read_metrics(run: RunDir, notes: list[str], problem: Problem = CLASSIFICATION) -> Metrics:
+def read_metrics(run: RunDir, notes: list[str], objective: Objective = CLASSIFICATION) -> Metrics:
     """The rows that are whole. A step run twice (a run that was cut off) counts once, the later.
 
     Args:
         run: the run.
         notes: gets a line for each thing that cannot be read.
-        problem: whose metric the validations are of.
+        objective: whose metric the validations are of.
     """
     rows: dict[int, dict[str, Any]] = {}
     unreadable = 0
@@ -200,17 +200,17 @@ def read_metrics(run: RunDir, notes: list[str], problem: Problem = CLASSIFICATIO
         notes.append(f"{unreadable} rows of metrics.csv are damaged, and left out.")
     if not rows:
         notes.append("metrics.csv has no rows: the learning curves are left out.")
-    return _series({key: rows[key] for key in sorted(rows)}, problem)
+    return _series({key: rows[key] for key in sorted(rows)}, objective)
 
 
-def _series(rows: Mapping[int, Mapping[str, Any]], problem: Problem) -> Metrics:
+def _series(rows: Mapping[int, Mapping[str, Any]], objective: Objective) -> Metrics:
     def column(name: str, high: float) -> list[tuple[int, float]]:
         pairs = ((key, _decimal(row.get(name), high)) for key, row in rows.items())
         return [(key, value) for key, value in pairs if value is not None]
 
-    high = 1 if problem.unit else 1e9
+    high = 1 if objective.unit else 1e9
     half = dict(column("validation_interval", high))
-    validation = column(f"validation_{problem.key}", high)
+    validation = column(f"validation_{objective.key}", high)
     return Metrics(
         max(rows, default=0),
         column("loss", 1e9),

@@ -15,13 +15,14 @@ from PIL import Image
 from hidra_cli.api.decoding import UInt8
 from hidra_cli.errors import DataError
 from hidra_cli.images.file_format import Int64
-from hidra_cli.images.prepared import ClassTable, PreparedImages
+from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.jobs.adapt import adapt_task
 from hidra_cli.jobs.evaluate import evaluate_plan
 from hidra_cli.reports.run_facts import clipped
 from hidra_cli.runs.model import TrainedModel
 from hidra_cli.runs.scores import Cell
-from hidra_cli.tasks.episodes import EpisodeSampler
+from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.shape import TaskShape
 
 if TYPE_CHECKING:
     from hidra_cli.system.console import Console
@@ -79,14 +80,15 @@ def solve(
     """
     shots = min(model.settings.tasks.shots)
     model.check((ways,), images.image_shape)
-    sampler = _sampler(images.table("test"), (ways,), shots)
-    task = sampler.batch(images, [0], ways, shots, device).task(0)
+    shape = TaskShape(ways, shots)
+    sampler = _sampler(images, (ways,), shots, device)
+    task = sampler.batch([0], shape).task(0)
     adapted = adapt_task(model, task)
     with torch.no_grad():
         logits = model.learner.query_logits(adapted.weights, task)
     labels = logits.argmax(1).where(logits.isfinite().all(1), NO_LABEL)
     predicted = labels.reshape(ways, -1).tolist()
-    chosen = sampler.indices([0], ways, shots)
+    chosen = sampler.indices([0], shape)
     support, queries = _pictures(images, chosen.support[0], chosen.query[0], ways, budget)
     return SolvedTask(
         model.name,
@@ -104,7 +106,7 @@ def solve(
     )
 
 
-def usual_ways(model: TrainedModel, wanted: Iterable[int], images: PreparedImages) -> list[int]:
+def shown_ways(model: TrainedModel, wanted: Iterable[int], images: PreparedImages) -> list[int]:
     """Those of the numbers that the model and the test split can do; else the model's own."""
     classes = len(images.table("test").names)
     if model.learner.head.any_ways:
@@ -126,28 +128,30 @@ def measure(
     """
     shots = min(min(model.settings.tasks.shots) for model, _ in plan)
     ways = sorted({n for _, n in plan})
-    sampler = _sampler(images.table("test"), ways, shots)
+    sampler = _sampler(images, ways, shots, device)
     cells = evaluate_plan(
         plan,
-        images,
         sampler,
         episodes=episodes,
-        device=device,
         console=console,
         every_step=False,
     )
     return cells, sampler.queries
 
 
-def _sampler(table: ClassTable, ways: Sequence[int], shots: int) -> EpisodeSampler:
+def _sampler(
+    images: PreparedImages, ways: Sequence[int], shots: int, device: torch.device
+) -> ImageSampler:
     """The episodes of `hidra evaluate`, with fewer queries where classes are small."""
+    table = images.table("test")
     smallest = int(table.counts.min()) if len(table.counts) else 0
     if smallest <= shots:
         raise DataError(
             f"the test split of {table.dataset} is too small for a task of {shots} shots",
             why=f"its smallest class has {smallest} images",
         )
-    return EpisodeSampler(table, ways, (shots,), min(QUERIES, smallest - shots), SEED)
+    queries = min(QUERIES, smallest - shots)
+    return ImageSampler(images, "test", ways, (shots,), queries, SEED, device=device)
 
 
 def _pictures(

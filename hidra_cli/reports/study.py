@@ -13,7 +13,7 @@ from hidra_cli.reports.run_facts import read_metrics
 from hidra_cli.runs.directory import RunDir
 from hidra_cli.runs.scores import Cell, compare, interval
 from hidra_cli.settings.numbers import format_numbers
-from hidra_cli.tasks.objective import PROBLEMS, Problem
+from hidra_cli.tasks.objective import OBJECTIVES, Objective
 
 
 def pooled(study: Study, tested: Iterable[tuple[Training, Sequence[Cell]]]) -> list[Cell]:
@@ -34,19 +34,19 @@ def pooled(study: Study, tested: Iterable[tuple[Training, Sequence[Cell]]]) -> l
             ways,
             shots,
             np.concatenate([cell.scores for cell in seeds]),
-            seeds[0].problem,
+            seeds[0].objective,
         )
         for (model, ways, shots), seeds in parts.items()
     ]
 
 
 def learning(
-    study: Study, runs: Iterable[tuple[Training, RunDir]], problem: Problem
+    study: Study, runs: Iterable[tuple[Training, RunDir]], objective: Objective
 ) -> list[Curve]:
     """The validations of each training; none of a run that is elsewhere."""
     curves = []
     for training, run in runs:
-        if points := read_metrics(run, [], problem).validation:
+        if points := read_metrics(run, [], objective).validation:
             ways = format_numbers(training.resolved.settings.tasks.ways)
             label = study.models[training.model].label or training.model
             scores = tuple((step, mean) for step, mean, _ in points)
@@ -66,14 +66,14 @@ def summary(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
                 "normalization": cell.normalization,
                 "ways": cell.ways,
                 "shots": cell.shots,
-                cell.problem.key: mean,
+                cell.objective.key: mean,
                 "interval": half,
                 "per_seed": each,
                 "seed_deviation": float(np.std(each, ddof=1)) if len(each) > 1 else None,
             }
         )
     differences = compare(cells, _references(study))
-    return {"metric": cells[0].problem.key, "results": rows, "differences": differences}
+    return {"metric": cells[0].objective.key, "results": rows, "differences": differences}
 
 
 def _references(study: Study) -> dict[str, str]:
@@ -87,11 +87,11 @@ def _references(study: Study) -> dict[str, str]:
 
 def markdown(study: Study, found: Mapping[str, Any]) -> str:
     """The table of a study: a row per model, a column per number of ways."""
-    evaluation, problem = study.evaluation, PROBLEMS[found["metric"]]
+    evaluation, objective = study.evaluation, OBJECTIVES[found["metric"]]
     lines = [
-        f"Test {problem.heading}, mean ± 95 % interval over {evaluation.episodes} episodes of each "
-        f"seed ({', '.join(map(str, study.seeds))}), {evaluation.queries} queries {problem.per}; "
-        "below it paired differences, on the same tasks.",
+        f"Test {objective.heading}, mean ± 95 % interval over {evaluation.episodes} episodes of "
+        f"each seed ({', '.join(map(str, study.seeds))}), {evaluation.queries} queries "
+        f"{objective.per}; below it paired differences, on the same tasks.",
     ]
     for shots in evaluation.shots:
         lines += ["", f"| {shots}-shot | {' | '.join(f'{n} ways' for n in evaluation.ways)} |"]
@@ -100,15 +100,15 @@ def markdown(study: Study, found: Mapping[str, Any]) -> str:
         compared = [row for row in found["differences"] if row["shots"] == shots]
         for label in dict.fromkeys(row["model"] for row in here):
             own = [row for row in here if row["model"] == label]
-            lines.append(_line(label, own, problem.key, problem, study))
+            lines.append(_line(label, own, objective.key, objective, study))
             if own := [row for row in compared if row["model"] == label]:
                 minus = f"minus {own[0]['minus']}"
-                lines.append(_line(minus, own, "difference", problem, study))
+                lines.append(_line(minus, own, "difference", objective, study))
     return "\n".join(lines) + "\n"
 
 
 def _line(
-    label: str, rows: Sequence[Mapping[str, Any]], what: str, problem: Problem, study: Study
+    label: str, rows: Sequence[Mapping[str, Any]], what: str, objective: Objective, study: Study
 ) -> str:
     """One row of the table: what a model has at each number of ways."""
     texts = []
@@ -116,5 +116,5 @@ def _line(
     for n in study.evaluation.ways:
         row = by_ways.get(n)
         sign = "+" if row and what == "difference" and row[what] > 0 else ""
-        texts.append(sign + problem.interval(row[what], row["interval"]) if row else "–")
+        texts.append(sign + objective.interval(row[what], row["interval"]) if row else "–")
     return f"| {label} | {' | '.join(texts)} |"

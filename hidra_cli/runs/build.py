@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from hidra_cli.tasks.sources import TaskSource
 
 
-def check_problem(settings: Settings, source: TaskSource) -> None:
+def check_objective(settings: Settings, source: TaskSource) -> None:
     """Refuse a loss, backbone or head that cannot do what the tasks ask for.
 
     Raises:
         UsageError: says what can.
     """
+    from hidra_cli.tasks.sources import objective_of
+
     model = settings.model
-    if source.problem is CLASSIFICATION:
+    if objective_of(source) is CLASSIFICATION:
         return
     if model.loss != "mse":
         raise UsageError(

@@ -33,7 +33,7 @@ from hidra_cli.runs.locate import find_checkpoint
 from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS
 from hidra_cli.settings.schema import Settings
 from hidra_cli.system.memory import keep_freed_memory
-from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Problem
+from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Objective
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TrainedModel:
         return self.settings.model.normalization
 
     @property
-    def problem(self) -> Problem:
+    def objective(self) -> Objective:
         """What it was trained for."""
         return REGRESSION if self.meta.get("problem") == REGRESSION.name else CLASSIFICATION
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hidra_cli.errors import DataError
-from hidra_cli.tasks.objective import CLASSIFICATION, PROBLEMS, Problem
+from hidra_cli.tasks.objective import CLASSIFICATION, OBJECTIVES, Objective
 
 Float64 = npt.NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class Cell:
 
     Attributes:
         scores: (E, S + 1) before and after each inner step; or (E, 1), the last. Accuracies
-            in 0..1, or mean squared errors, as the problem says.
+            in 0..1, or mean squared errors, as the objective says.
     """
 
     contender: str
@@ -40,7 +40,7 @@ class Cell:
     ways: int
     shots: int
     scores: Float64
-    problem: Problem = CLASSIFICATION
+    objective: Objective = CLASSIFICATION
 
     @property
     def final(self) -> Float64:
@@ -54,12 +54,12 @@ class Cell:
             "ways": self.ways,
             "shots": self.shots,
             "episodes": len(self.scores),
-            self.problem.key: mean,
+            self.objective.key: mean,
             "interval": half,
         }
         if self.scores.shape[1] > 1:
             row["per_step"] = [
-                {"step": step, self.problem.key: mean, "interval": half}
+                {"step": step, self.objective.key: mean, "interval": half}
                 for step, (mean, half) in enumerate(map(interval, self.scores.T))
             ]
         return row
@@ -120,12 +120,12 @@ def read_episodes(path: Path) -> list[Cell]:
     Raises:
         DataError: the file is missing or not of that form.
     """
-    found: dict[tuple[str, str, int, int, Problem], list[float]] = {}
+    found: dict[tuple[str, str, int, int, Objective], list[float]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                shape, problem = (int(row["ways"]), int(row["shots"])), PROBLEMS[row["metric"]]
-                key = row["model"], row["normalization"], *shape, problem
+                shape, objective = (int(row["ways"]), int(row["shots"])), OBJECTIVES[row["metric"]]
+                key = row["model"], row["normalization"], *shape, objective
                 found.setdefault(key, []).append(float(row["score"]))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as exc:
         raise DataError(
@@ -134,8 +134,8 @@ def read_episodes(path: Path) -> list[Cell]:
             fix="remove its folder: the study then evaluates that run again",
         ) from exc
     return [
-        Cell(model, normalization, ways, shots, np.array(values)[:, None], problem)
-        for (model, normalization, ways, shots, problem), values in found.items()
+        Cell(model, normalization, ways, shots, np.array(values)[:, None], objective)
+        for (model, normalization, ways, shots, objective), values in found.items()
     ]
 
 
@@ -150,6 +150,6 @@ def _episodes(cells: list[Cell]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(EPISODES_HEADER)
     for cell in cells:
-        of_cell = cell.contender, cell.normalization, cell.ways, cell.shots, cell.problem.key
+        of_cell = cell.contender, cell.normalization, cell.ways, cell.shots, cell.objective.key
         writer.writerows((*of_cell, i, f"{a:.6g}") for i, a in enumerate(cell.final))
     return text.getvalue()

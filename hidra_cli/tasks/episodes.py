@@ -1,7 +1,7 @@
-"""Tasks: counter-based sampling of support and query images, the same on every machine.
+"""Episodes: counter-based sampling of support and query images, the same on every machine.
 
-Shapes: T tasks, N ways, K shots, Q queries per class, C channels, H × W pixels. Support and
-query images are ordered by class, and labels are 0..N−1.
+Shapes: T tasks, N ways, K shots, Q queries per class. Support and query images are ordered by
+class, and labels are 0..N−1.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from hidra_cli.engine.task_batch import Examples, TaskBatch
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.file_format import Int64
-from hidra_cli.images.prepared import ClassTable, PreparedImages
-from hidra_cli.settings.schema import Augment
+from hidra_cli.images.prepared import ClassTable
 from hidra_cli.system.random_streams import stream_key
-from hidra_cli.tasks.augmentation import MIRRORED, augmented
+from hidra_cli.tasks.shape import TaskShape
 
 # A random key that never wins.
 _LAST = np.iinfo(np.uint64).max
@@ -56,8 +53,6 @@ class EpisodeSampler:
         seed: of the run.
         within_groups: all classes of a task are of one group, the part of their names before the
             first slash (an Omniglot alphabet), drawn from the groups with enough classes.
-        augment: random changes to images, from a stream of their own: which images a task has does
-            not depend on it.
 
     Raises:
         UsageError: a number of ways is below two.
@@ -73,7 +68,6 @@ class EpisodeSampler:
         seed: int,
         *,
         within_groups: bool = False,
-        augment: Augment = "none",
     ) -> None:
         check_feasible(table, ways, shots, queries)
         self.table = table
@@ -81,26 +75,25 @@ class EpisodeSampler:
         self.shots = tuple(shots)
         self.queries = queries
         self.seed = seed
-        self.augment = augment
         self._key = stream_key(seed, "episodes", table.split)
         self._shape_key = stream_key(seed, "shapes", table.split)
-        self._augment_key = stream_key(seed, "augmentation", table.split)
         self._groups: Int64 | None = None
         if within_groups:
             self._group_key = stream_key(seed, "groups", table.split)
             self._groups = groups_of(table)
             _check_groups(table, self._groups, max(ways))
 
-    def shape(self, meta_batch: int) -> tuple[int, int]:
-        """(ways, shots) of a meta-batch, uniform over those that occur."""
+    def shape(self, meta_batch: int) -> TaskShape:
+        """The shape of a meta-batch, uniform over the ways and shots that occur."""
         return draw_shape(self._shape_key, meta_batch, self.ways, self.shots)
 
-    def indices(self, episodes: Sequence[int], ways: int, shots: int) -> EpisodeIndices:
+    def indices(self, episodes: Sequence[int], shape: TaskShape) -> EpisodeIndices:
         """Choose classes and images for some episodes, given by their indices in the stream."""
+        ways, shots = shape
         needed = shots + self.queries
         most = int(self.table.counts.max())
         classes_in_split = len(self.table.names)
-        raw = np.stack([_draw(self._key, e, classes_in_split + ways * most) for e in episodes])
+        raw = np.stack([draw(self._key, e, classes_in_split + ways * most) for e in episodes])
         # The smallest random keys win: a uniform choice without replacement.
         class_keys = raw[:, :classes_in_split]
         if self._groups is not None:
@@ -117,53 +110,14 @@ class EpisodeSampler:
             tuple(stream_key(self.seed, "head", self.table.split, e) for e in episodes),
         )
 
-    def augment_keys(
-        self, episodes: Sequence[int], ways: int, shots: int
-    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        """A random number for each support and each query image: (T, N·K) and (T, N·Q).
-
-        Of "mirror", all images of a class are mirrored where its first one is.
-        """
-        count = ways * (shots + self.queries)
-        keys = np.stack([_draw(self._augment_key, episode, count) for episode in episodes])
-        support, query = keys[:, : ways * shots], keys[:, ways * shots :]
-        if "mirror" in self.augment:
-            mirrored = support[:, ::shots] & MIRRORED
-            support = (support & ~MIRRORED) | mirrored.repeat(shots, 1)
-            query = (query & ~MIRRORED) | mirrored.repeat(self.queries, 1)
-        return support, query
-
     def _outside(self, episodes: Sequence[int], ways: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which classes are not of an episode's group, one with at least N classes: (T, C)."""
         assert self._groups is not None
         sizes = np.bincount(self._groups)
-        keys = np.stack([_draw(self._group_key, episode, len(sizes)) for episode in episodes])
+        keys = np.stack([draw(self._group_key, episode, len(sizes)) for episode in episodes])
         chosen = np.where(sizes < ways, _LAST, keys).argmin(axis=1)
         outside: np.ndarray[Any, np.dtype[np.bool_]] = self._groups != chosen[:, None]
         return outside
-
-    def batch(
-        self,
-        images: PreparedImages,
-        episodes: Sequence[int],
-        ways: int,
-        shots: int,
-        device: torch.device,
-    ) -> TaskBatch:
-        """The images of some episodes, as tensors on `device`."""
-        chosen = self.indices(episodes, ways, shots)
-        support, query = images.gather(chosen.support), images.gather(chosen.query)
-        if self.augment != "none":
-            for_support, for_query = self.augment_keys(episodes, ways, shots)
-            support = augmented(support, for_support, self.augment)
-            query = augmented(query, for_query, self.augment)
-        return TaskBatch(
-            _examples(support, ways, device),
-            _examples(query, ways, device),
-            ways,
-            shots,
-            chosen.generator_keys,
-        )
 
 
 def check_feasible(
@@ -216,12 +170,10 @@ def _check_groups(table: ClassTable, groups: Int64, ways: int) -> None:
         )
 
 
-def draw_shape(
-    key: int, meta_batch: int, ways: Sequence[int], shots: Sequence[int]
-) -> tuple[int, int]:
-    """(ways, shots) of a meta-batch, uniform over those given, from the stream of a key."""
-    raw = _draw(key, meta_batch, 2)
-    return ways[int(raw[0] % len(ways))], shots[int(raw[1] % len(shots))]
+def draw_shape(key: int, meta_batch: int, ways: Sequence[int], shots: Sequence[int]) -> TaskShape:
+    """The shape of a meta-batch, uniform over ways and shots, from the stream of a key."""
+    raw = draw(key, meta_batch, 2)
+    return TaskShape(ways[int(raw[0] % len(ways))], shots[int(raw[1] % len(shots))])
 
 
 def _smallest(keys: npt.NDArray[np.uint64], number: int) -> Int64:
@@ -231,16 +183,7 @@ def _smallest(keys: npt.NDArray[np.uint64], number: int) -> Int64:
     return np.take_along_axis(found, order, axis=-1)
 
 
-def _draw(key: int, counter: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """`count` 64-bit numbers of Philox-4×64 (Salmon et al. 2011) at a place of its own."""
+def draw(key: int, counter: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """`count` 64-bit numbers of Philox-4×64 (Salmon et al. 2011), at one counter of a stream."""
     # Raw bits: numpy promises them unchanged between versions, unlike its distributions.
     return np.random.Philox(key=key, counter=[0, 0, 0, counter]).random_raw(count)
-
-
-def _examples(gathered: torch.Tensor, ways: int, device: torch.device) -> Examples:
-    if device.type == "cuda" and gathered.device.type == "cpu":
-        gathered = gathered.pin_memory()  # only from such memory a copy keeps nobody waiting
-    pixels = gathered.to(device, non_blocking=True).float().div_(255)
-    tasks, images = gathered.shape[:2]
-    labels = torch.arange(ways, device=device).repeat_interleave(images // ways)
-    return Examples(pixels, labels.expand(tasks, -1))

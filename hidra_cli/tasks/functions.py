@@ -21,7 +21,8 @@ from hidra_cli.engine.task_batch import Examples, TaskBatch
 from hidra_cli.errors import PluginError
 from hidra_cli.system.random_streams import stream_key
 from hidra_cli.tasks.episodes import draw_shape
-from hidra_cli.tasks.objective import REGRESSION, Problem
+from hidra_cli.tasks.objective import REGRESSION, Objective
+from hidra_cli.tasks.shape import TaskShape
 
 Float32 = npt.NDArray[np.float32]
 
@@ -37,8 +38,6 @@ class FunctionTasks:
     plugin: Plugin
     family: FunctionFamily
     options: Mapping[str, Any]
-
-    problem: ClassVar[Problem] = REGRESSION
 
     @property
     def dataset(self) -> str:
@@ -88,37 +87,38 @@ class FunctionSampler:
     With more outputs or more support points, a task keeps its first ones.
 
     Args:
+        source: the family of functions.
         ways: the numbers of outputs N that occur.
         shots: the numbers of support points K that occur, of a task in all.
         queries: query points Q of a task in all.
+        device: where the tasks' tensors go.
     """
 
+    source: FunctionTasks
     split: Split
     ways: tuple[int, ...]
     shots: tuple[int, ...]
     queries: int
     seed: int
+    device: torch.device
 
-    def shape(self, meta_batch: int) -> tuple[int, int]:
-        """(ways, shots) of a meta-batch, uniform over those that occur."""
+    objective: ClassVar[Objective] = REGRESSION
+
+    def shape(self, meta_batch: int) -> TaskShape:
+        """The shape of a meta-batch, uniform over the ways and shots that occur."""
         key = stream_key(self.seed, "shapes", self.split)
         return draw_shape(key, meta_batch, self.ways, self.shots)
 
-    def batch(
-        self,
-        source: FunctionTasks,
-        episodes: Sequence[int],
-        ways: int,
-        shots: int,
-        device: torch.device,
-    ) -> TaskBatch:
-        """Some tasks, as tensors on `device`: inputs (T, n, 1, 1, D), values (T, n, N).
+    def batch(self, episodes: Sequence[int], shape: TaskShape) -> TaskBatch:
+        """Some tasks, as tensors on the device: inputs (T, n, 1, 1, D), values (T, n, N).
 
         Raises:
             PluginError: the family breaks its contract.
         """
-        drawn = [self._draw(source, episode, ways, self.queries + shots) for episode in episodes]
-        x, y = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*drawn, strict=True))
+        ways, shots = shape
+        drawn = [self._draw(episode, ways, self.queries + shots) for episode in episodes]
+        parts = (np.stack(part) for part in zip(*drawn, strict=True))
+        x, y = (torch.from_numpy(part).to(self.device) for part in parts)
         inputs = x[:, :, None, None]
         return TaskBatch(
             Examples(inputs[:, self.queries :], y[:, self.queries :]),
@@ -128,24 +128,22 @@ class FunctionSampler:
             tuple(stream_key(self.seed, "head", self.split, e) for e in episodes),
         )
 
-    def _draw(
-        self, source: FunctionTasks, episode: int, outputs: int, examples: int
-    ) -> tuple[Float32, Float32]:
+    def _draw(self, episode: int, outputs: int, examples: int) -> tuple[Float32, Float32]:
         """Query points first, so that they are the same at any number of shots."""
         key = [stream_key(self.seed, "episodes", self.split), episode]
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        family, plugin = self.source.family, self.source.plugin
         try:
-            x, y = source.family.draw(generator, outputs, examples)
-            wanted = (examples, source.family.inputs), (examples, outputs)
+            x, y = family.draw(generator, outputs, examples)
+            wanted = (examples, family.inputs), (examples, outputs)
             if (x.shape, y.shape) != wanted or not x.dtype == y.dtype == np.float32:
                 raise ValueError(f"draw gives {x.dtype} {x.shape}, {y.dtype} {y.shape}: {wanted=}")
             if not (np.isfinite(x).all() and np.isfinite(y).all()):
                 raise ValueError("draw gives values that are not finite")
         except Exception as exc:
             raise PluginError(
-                f"{source.plugin.label} breaks its contract",
+                f"{plugin.label} breaks its contract",
                 why=f"{type(exc).__name__}: {exc}",
-                fix="hidra_cli.api.check_function_family shows its author where; "
-                + blame(source.plugin),
+                fix="hidra_cli.api.check_function_family shows its author where; " + blame(plugin),
             ) from exc
         return x, y

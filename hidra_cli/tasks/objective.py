@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A kind of tasks and the metric of its results.
+class Objective:
+    """What tasks ask for, and the metric of their results.
 
     Attributes:
         name: of the kind.
@@ -16,7 +16,7 @@ class Problem:
         unit: in which it is shown: "%" of a share in 0..1, or none.
         lower_is_better: of the metric.
         fewest_ways: the least number of outputs that is a task.
-        usual_ways: of tables.
+        default_ways: the numbers of ways of a table.
         axis: what ways are, of a picture.
         per: what a number of queries counts for.
     """
@@ -27,7 +27,7 @@ class Problem:
     unit: str
     lower_is_better: bool
     fewest_ways: int
-    usual_ways: tuple[int, ...]
+    default_ways: tuple[int, ...]
     axis: str
     per: str
 
@@ -55,27 +55,27 @@ class Problem:
         return gain > 1e-9
 
 
-CLASSIFICATION = Problem(
+CLASSIFICATION = Objective(
     name="classification",
     metric="accuracy",
     key="accuracy",
     unit="%",
     lower_is_better=False,
     fewest_ways=2,
-    usual_ways=(2, 5, 10, 20),
+    default_ways=(2, 5, 10, 20),
     axis="ways (classes per task)",
     per="per class",
 )
-REGRESSION = Problem(
+REGRESSION = Objective(
     name="regression",
     metric="mean squared error",
     key="mean_squared_error",
     unit="",
     lower_is_better=True,
     fewest_ways=1,
-    usual_ways=(1, 2, 5, 8),
+    default_ways=(1, 2, 5, 8),
     axis="outputs per task",
     per="in all",
 )
 
-PROBLEMS = {problem.key: problem for problem in (CLASSIFICATION, REGRESSION)}
+OBJECTIVES = {objective.key: objective for objective in (CLASSIFICATION, REGRESSION)}

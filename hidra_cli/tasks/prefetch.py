@@ -1,28 +1,37 @@
-"""The next tasks, drawn while the device is at work on those before."""
+"""The next tasks, drawn while the device computes those before."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
-
-import torch
 
 from hidra_cli.engine.task_batch import TaskBatch
-from hidra_cli.tasks.sources import Sampler
+from hidra_cli.tasks.objective import Objective
+from hidra_cli.tasks.shape import TaskShape
+from hidra_cli.tasks.sources import Sampler, TaskSource
+
+_Request = tuple[tuple[int, ...], TaskShape]
 
 
-class Ahead:
-    """A sampler that can be told which tasks will be asked for next, and draws them in a thread.
+class Prefetcher:
+    """A sampler that draws the next tasks in a thread.
 
-    Tasks are functions of their indices, so that they are the same as without it. Whatever the
-    thread puts on a GPU goes through the stream that everything goes through, in order.
+    Tasks are functions of their indices, so they are the same as without it. Whatever the thread
+    puts on a GPU goes through the one stream that everything goes through, in order.
     """
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
-        self._thread = ThreadPoolExecutor(1, "ahead")
-        self._expected: tuple[tuple[Any, ...], Future[TaskBatch]] | None = None
+        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._pending: tuple[_Request, Future[TaskBatch]] | None = None
+
+    @property
+    def source(self) -> TaskSource:
+        return self._sampler.source
+
+    @property
+    def objective(self) -> Objective:
+        return self._sampler.objective
 
     @property
     def ways(self) -> tuple[int, ...]:
@@ -36,25 +45,24 @@ class Ahead:
     def queries(self) -> int:
         return self._sampler.queries
 
-    def shape(self, meta_batch: int) -> tuple[int, int]:
-        """(ways, shots) of a meta-batch."""
+    def shape(self, meta_batch: int) -> TaskShape:
+        """The shape of a meta-batch."""
         return self._sampler.shape(meta_batch)
 
-    def expect(
-        self, source: Any, episodes: Sequence[int], ways: int, shots: int, device: torch.device
-    ) -> None:
-        """Begin to draw what the next call of `batch` will ask for."""
-        asked = (source, tuple(episodes), ways, shots, device)
-        self._expected = asked, self._thread.submit(self._sampler.batch, *asked)
+    def prefetch(self, episodes: Sequence[int], shape: TaskShape) -> None:
+        """Begin to draw the tasks that the next call of `batch` will ask for."""
+        request = tuple(episodes), shape
+        self._pending = request, self._thread.submit(self._sampler.batch, *request)
 
-    def batch(
-        self, source: Any, episodes: Sequence[int], ways: int, shots: int, device: torch.device
-    ) -> TaskBatch:
-        """Some tasks: those drawn ahead, if they are the ones; an error of drawing comes here."""
-        expected, self._expected = self._expected, None
-        if expected is not None:
-            (known, *others), drawn = expected
-            if known is source and others == [tuple(episodes), ways, shots, device]:
+    def batch(self, episodes: Sequence[int], shape: TaskShape) -> TaskBatch:
+        """Some tasks: the prefetched ones, if they are the same.
+
+        An error of drawing in the thread is raised here.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            request, drawn = pending
+            if request == (tuple(episodes), shape):
                 return drawn.result()
             drawn.cancel()
-        return self._sampler.batch(source, episodes, ways, shots, device)
+        return self._sampler.batch(episodes, shape)

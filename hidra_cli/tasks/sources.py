@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -18,9 +18,10 @@ from hidra_cli.errors import UsageError
 from hidra_cli.images.open import open_images
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.settings.schema import Augment, DatasetSettings
-from hidra_cli.tasks.episodes import EpisodeSampler
 from hidra_cli.tasks.functions import FunctionSampler, FunctionTasks
-from hidra_cli.tasks.objective import Problem
+from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Objective
+from hidra_cli.tasks.shape import TaskShape
 
 if TYPE_CHECKING:
     from hidra_cli.system.console import Console
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 class TaskSource(Protocol):
     """Data of one dataset. `PreparedImages` and `FunctionTasks` are."""
-
-    @property
-    def problem(self) -> Problem:
-        """What its tasks ask for."""
 
     @property
     def dataset(self) -> str:
@@ -58,7 +55,13 @@ class TaskSource(Protocol):
 
 
 class Sampler(Protocol):
-    """The tasks of one split, each a function of (seed, split, episode index)."""
+    """The tasks of one split of a source, each a function of (seed, split, episode index)."""
+
+    @property
+    def source(self) -> TaskSource: ...
+
+    @property
+    def objective(self) -> Objective: ...
 
     @property
     def ways(self) -> tuple[int, ...]: ...
@@ -69,13 +72,11 @@ class Sampler(Protocol):
     @property
     def queries(self) -> int: ...
 
-    def shape(self, meta_batch: int) -> tuple[int, int]:
-        """(ways, shots) of a meta-batch."""
+    def shape(self, meta_batch: int) -> TaskShape:
+        """The shape of a meta-batch."""
 
-    def batch(
-        self, source: Any, episodes: Sequence[int], ways: int, shots: int, device: torch.device
-    ) -> TaskBatch:
-        """Some tasks of the source it was made for, as tensors on `device`."""
+    def batch(self, episodes: Sequence[int], shape: TaskShape) -> TaskBatch:
+        """Some tasks, as tensors on the sampler's device."""
 
 
 def sampler_of(
@@ -86,6 +87,7 @@ def sampler_of(
     queries: int,
     seed: int,
     *,
+    device: torch.device,
     within_groups: bool = False,
     augment: Augment = "none",
 ) -> Sampler:
@@ -96,6 +98,7 @@ def sampler_of(
         shots: the numbers of support examples that occur: per class, of functions in all.
         queries: query examples: per class, of functions in all.
         seed: of the run.
+        device: where the tasks' tensors go.
         within_groups: the classes of a task are of one group, such as an alphabet.
         augment: random changes to images.
 
@@ -115,25 +118,30 @@ def sampler_of(
                 why="its tasks are functions",
                 fix="--augment none",
             )
-        return FunctionSampler(split, tuple(ways), tuple(shots), queries, seed)
+        return FunctionSampler(source, split, tuple(ways), tuple(shots), queries, seed, device)
     assert isinstance(source, PreparedImages)
-    table = source.table(split)
-    return EpisodeSampler(
-        table, ways, shots, queries, seed, within_groups=within_groups, augment=augment
+    return ImageSampler(
+        source,
+        split,
+        ways,
+        shots,
+        queries,
+        seed,
+        device=device,
+        within_groups=within_groups,
+        augment=augment,
     )
 
 
-def brought_near(source: TaskSource, device: torch.device) -> TaskSource:
-    """The same tasks, drawn on the device where their images fit on it beside all else."""
-    if isinstance(source, PreparedImages):
-        return source.on(device, free_memory(device))
-    return source
+def objective_of(source: TaskSource) -> Objective:
+    """What the tasks of a source ask for."""
+    return REGRESSION if isinstance(source, FunctionTasks) else CLASSIFICATION
 
 
-def usual_ways(source: TaskSource, split: Split) -> tuple[int, ...]:
-    """The numbers of ways of a table, as far as the split goes."""
+def feasible_ways(source: TaskSource, split: Split, wanted: Iterable[int]) -> tuple[int, ...]:
+    """Those of the numbers of ways that the split has classes for."""
     most = source.most_ways(split)
-    return tuple(n for n in source.problem.usual_ways if most is None or n <= most)
+    return tuple(n for n in wanted if most is None or n <= most)
 
 
 def choose_functions(settings: DatasetSettings) -> FunctionTasks | None:
@@ -143,8 +151,6 @@ def choose_functions(settings: DatasetSettings) -> FunctionTasks | None:
         UsageError: unknown plugin, option or value, or a source.
         PluginError: the plugin fails.
     """
-    from hidra_cli.tasks.functions import FunctionTasks
-
     plugin = registry.find("dataset", settings.name)
     component = registry.load(plugin)
     if not issubclass(component, FunctionFamily):
@@ -164,8 +170,11 @@ def choose_functions(settings: DatasetSettings) -> FunctionTasks | None:
 def open_tasks(
     settings: DatasetSettings, cache_dir: Path | None, console: Console, device: torch.device
 ) -> TaskSource:
-    """What tasks are drawn from: a family of functions, or prepared images; near the device."""
-    from hidra_cli.tasks.sources import brought_near, choose_functions
+    """What tasks are drawn from: a family of functions, or prepared images.
 
-    found = choose_functions(settings) or open_images(settings, cache_dir, console)
-    return brought_near(found, device)
+    Images are kept on the device where they fit on it beside all else.
+    """
+    functions = choose_functions(settings)
+    if functions is not None:
+        return functions
+    return open_images(settings, cache_dir, console).on(device, free_memory(device))

@@ -11,7 +11,8 @@ from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.jobs.adapt import adapt_task
 from hidra_cli.jobs.classifier import Classifier, load_classifier, save_classifier
 from hidra_cli.runs.model import load_model
-from hidra_cli.tasks.episodes import EpisodeSampler
+from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.shape import TaskShape
 
 from ..conftest import TINY_DATA, TINY_MODEL, Hidra
 
@@ -78,8 +79,8 @@ def test_the_saved_classifier_predicts_as_the_adapted_model(
     )  # fmt: skip
     assert done.code == 0, done.err
     model = load_model(tmp_path / "run", CPU, steps=2)
-    sampler = EpisodeSampler(tiny_images.table("test"), (4,), (3,), 4, seed=0)
-    task = sampler.batch(tiny_images, [0], 4, 3, CPU).task(0)
+    sampler = ImageSampler(tiny_images, "test", (4,), (3,), 4, seed=0, device=CPU)
+    task = sampler.batch([0], TaskShape(4, 3)).task(0)
     adapted = adapt_task(model, task)
     path = tmp_path / "classifier.safetensors"
     save_classifier(path, model, adapted.weights, task, ["a", "b", "c", "d"])

@@ -22,7 +22,8 @@ from hidra_cli.jobs.adapt import adapt_task
 from hidra_cli.jobs.classifier import Classifier, load_classifier, save_classifier
 from hidra_cli.jobs.export import in_float32
 from hidra_cli.runs.model import load_model
-from hidra_cli.tasks.episodes import EpisodeSampler
+from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.shape import TaskShape
 
 from ..api.test_plugin_faults import HEAD, Install, changed
 from ..api.test_plugin_faults import install as install  # a fixture
@@ -49,8 +50,8 @@ def saved(tiny_images: PreparedImages, tmp_path: Path) -> Callable[[Path], Path]
 
     def save(run: Path) -> Path:
         model = load_model(run, CPU, steps=2)
-        sampler = EpisodeSampler(tiny_images.table("test"), (4,), (3,), 2, seed=0)
-        task = sampler.batch(tiny_images, [0], 4, 3, CPU).task(0)
+        sampler = ImageSampler(tiny_images, "test", (4,), (3,), 2, seed=0, device=CPU)
+        task = sampler.batch([0], TaskShape(4, 3)).task(0)
         path = tmp_path / "made" / "classifier.safetensors"
         path.parent.mkdir()
         save_classifier(path, model, adapt_task(model, task).weights, task, CLASSES)

@@ -149,12 +149,13 @@ def test_the_pictures_are_the_real_images_the_right_way_round(
     from hidra_cli.reports.solved_tasks import _data_uri
     from hidra_cli.system.console import Console
     from hidra_cli.tasks.episodes import EpisodeSampler
+    from hidra_cli.tasks.shape import TaskShape
 
     from ..conftest import TINY
 
     page, _ = made(hidra, cache_dir, run)
     images = open_images(TINY, cache_dir, Console(verbosity=-1))
-    chosen = EpisodeSampler(images.table("test"), (5,), (1,), 7, 0).indices([0], 5, 1)
+    chosen = EpisodeSampler(images.table("test"), (5,), (1,), 7, 0).indices([0], TaskShape(5, 1))
     stored = images.gather(chosen.support[0, :1]).numpy()[0]
 
     def pixels(uri: str) -> Any:

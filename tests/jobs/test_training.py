@@ -26,6 +26,7 @@ from hidra_cli.runs.model import load_model
 from hidra_cli.settings.layers import resolve
 from hidra_cli.settings.schema import Settings
 from hidra_cli.system.console import Console
+from hidra_cli.tasks.shape import TaskShape
 from hidra_plugins.heads import Hidra
 
 from ..conftest import TINY_OPTIONS
@@ -118,8 +119,8 @@ def test_two_heads_with_one_seed_share_backbone_and_tasks(
     rival = MetaTrainer(settings_of(tasks__ways=3, model__head=other), tiny_images, CPU)
     for name, value in hidra.learner.backbone.state_dict().items():
         assert torch.equal(value, rival.learner.backbone.state_dict()[name])
-    ours = hidra.train_episodes.batch(tiny_images, [5], 3, 1, CPU)
-    theirs = rival.train_episodes.batch(tiny_images, [5], 3, 1, CPU)
+    ours = hidra.train_episodes.batch([5], TaskShape(3, 1))
+    theirs = rival.train_episodes.batch([5], TaskShape(3, 1))
     assert torch.equal(ours.query.images, theirs.query.images)
 
 
@@ -189,7 +190,7 @@ def test_every_head_trains_saves_and_reloads(
     model = load_model(run.last, CPU)
     for name, value in trainer.learner.state_dict().items():
         assert torch.equal(value, model.learner.state_dict()[name])
-    task = trainer.train_episodes.batch(tiny_images, [0], 3, 1, CPU).task(0)
+    task = trainer.train_episodes.batch([0], TaskShape(3, 1)).task(0)
     weights = trainer.learner.initial_weights(task)
     assert torch.equal(
         trainer.learner.query_logits(weights, task), model.learner.query_logits(weights, task)

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hidra_cli.api import FunctionFamily, check_backbone, check_function_family
+from hidra_cli.api.data import Split
 from hidra_cli.errors import PluginError
 from hidra_cli.settings.schema import DatasetSettings
 from hidra_cli.tasks.functions import FunctionTasks
+from hidra_cli.tasks.shape import TaskShape
 from hidra_cli.tasks.sources import Sampler, choose_functions, sampler_of
 from hidra_plugins.backbones import Mlp
 from hidra_plugins.datasets.sinusoids import Sinusoids
@@ -35,8 +37,11 @@ def source(**options: float) -> FunctionTasks:
     return found
 
 
-def sampler(split: str = "train", seed: int = 0, queries: int = 4) -> Sampler:
-    return sampler_of(source(), split, range(1, 9), [5, 9], queries, seed)  # type: ignore[arg-type]
+def sampler(
+    split: Split = "train", seed: int = 0, queries: int = 4, tasks: FunctionTasks | None = None
+) -> Sampler:
+    tasks = tasks or source()
+    return sampler_of(tasks, split, range(1, 9), [5, 9], queries, seed, device=CPU)
 
 
 def test_contracts() -> None:
@@ -82,7 +87,7 @@ def test_a_family_that_breaks_the_contract_is_told(draw: Any, told: str) -> None
     if draw is wrong_shape:
         tasks = replace(source(), family=Broken())
         with pytest.raises(PluginError, match="breaks its contract"):
-            sampler().batch(tasks, [0], 2, 5, CPU)
+            sampler(tasks=tasks).batch([0], TaskShape(2, 5))
 
 
 @few
@@ -103,14 +108,14 @@ def test_every_output_is_a_sinusoid_of_its_own(key: int, outputs: int) -> None:
 @few
 @given(seed=st.integers(0, 2**63 - 1), episode=st.integers(0, 2**63 - 1))
 def test_a_task_depends_on_its_key_alone(seed: int, episode: int) -> None:
-    one = sampler(seed=seed).batch(source(), [episode], 3, 5, CPU)
-    among = sampler(seed=seed).batch(source(), [1, episode], 3, 5, CPU)
+    one = sampler(seed=seed).batch([episode], TaskShape(3, 5))
+    among = sampler(seed=seed).batch([1, episode], TaskShape(3, 5))
     assert torch.equal(one.support.images[0], among.support.images[1])
     assert torch.equal(one.query.labels[0], among.query.labels[1])
     assert one.generator_keys[0] == among.generator_keys[1]
     others = [sampler("val", seed), sampler("test", seed), sampler(seed=seed ^ 1)]
     for other in others:
-        found = other.batch(source(), [episode], 3, 5, CPU)
+        found = other.batch([episode], TaskShape(3, 5))
         assert not torch.equal(found.support.images, one.support.images)
         assert not torch.equal(found.query.labels, one.query.labels)
 
@@ -118,8 +123,8 @@ def test_a_task_depends_on_its_key_alone(seed: int, episode: int) -> None:
 @few
 @given(episode=st.integers(0, 1000), fewer=st.integers(1, 7))
 def test_more_outputs_and_more_shots_keep_the_first(episode: int, fewer: int) -> None:
-    small = sampler().batch(source(), [episode], fewer, 5, CPU)
-    large = sampler().batch(source(), [episode], 8, 9, CPU)
+    small = sampler().batch([episode], TaskShape(fewer, 5))
+    large = sampler().batch([episode], TaskShape(8, 9))
     assert torch.equal(large.query.images, small.query.images)
     assert torch.equal(large.query.labels[..., :fewer], small.query.labels)
     assert torch.equal(large.support.images[:, :5], small.support.images)
@@ -127,7 +132,7 @@ def test_more_outputs_and_more_shots_keep_the_first(episode: int, fewer: int) ->
 
 
 def test_shapes_are_in_all_and_per_task() -> None:
-    batch = sampler(queries=7).batch(source(), range(3), 2, 9, CPU)
+    batch = sampler(queries=7).batch(range(3), TaskShape(2, 9))
     assert batch.support.images.shape == (3, 9, 1, 1, 1)
     assert batch.support.labels.shape == (3, 9, 2)
     assert batch.query.labels.shape == (3, 7, 2)

@@ -19,7 +19,7 @@ from hidra_cli.reports.figures import (
     scores_over_ways,
 )
 from hidra_cli.runs.scores import Cell
-from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Problem
+from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Objective
 
 
 def _count(picture: Image.Image, colour: str) -> int:
@@ -27,14 +27,14 @@ def _count(picture: Image.Image, colour: str) -> int:
     return int(found.sum())
 
 
-@pytest.mark.parametrize("problem", [CLASSIFICATION, REGRESSION], ids=lambda p: p.name)
+@pytest.mark.parametrize("objective", [CLASSIFICATION, REGRESSION], ids=lambda p: p.name)
 def test_learning_curves_show_each_model_in_the_panels_it_was_trained_for(
-    problem: Problem,
+    objective: Objective,
 ) -> None:
     any_way = [Curve("any", "2-16", seed, ((10, 0.3), (20, 0.4 + seed / 10))) for seed in (0, 1)]
     own = [Curve("own", str(ways), 0, ((20, 0.7),)) for ways in (2, 5, 10)]
-    few = Image.open(io.BytesIO(learning_curves(any_way, "few", problem)))
-    many = Image.open(io.BytesIO(learning_curves([*any_way, *own], "many", problem)))
+    few = Image.open(io.BytesIO(learning_curves(any_way, "few", objective)))
+    many = Image.open(io.BytesIO(learning_curves([*any_way, *own], "many", objective)))
     assert (few.format, many.format) == ("PNG", "PNG")
     assert many.height > 1.5 * few.height, "four panels take two rows"
     assert _count(few, _COLOURS[0]) > 100

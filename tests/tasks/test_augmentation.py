@@ -14,7 +14,8 @@ from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.jobs.training.trainer import MetaTrainer
 from hidra_cli.settings.schema import Augment
 from hidra_cli.tasks.augmentation import augmented
-from hidra_cli.tasks.episodes import EpisodeSampler
+from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.shape import TaskShape
 from tests.commands.test_bad_input import assert_refused
 from tests.conftest import Hidra
 from tests.jobs.test_training import settings_of
@@ -78,18 +79,18 @@ def test_without_augmentation_the_very_images_come_back() -> None:
 def test_tasks_keep_their_classes_and_are_the_same_in_any_batch(
     augment: Augment, tiny_images: PreparedImages
 ) -> None:
-    def sampler(augment: Augment) -> EpisodeSampler:
-        return EpisodeSampler(tiny_images.table("train"), [3], [2], 4, 0, augment=augment)
+    def sampler(augment: Augment) -> ImageSampler:
+        return ImageSampler(tiny_images, "train", [3], [2], 4, 0, device=CPU, augment=augment)
 
     plain, changing = sampler("none"), sampler(augment)
     episodes = [5, 2**40, 7]
-    together = changing.batch(tiny_images, episodes, 3, 2, CPU)
-    as_they_are = plain.batch(tiny_images, episodes, 3, 2, CPU)
+    together = changing.batch(episodes, TaskShape(3, 2))
+    as_they_are = plain.batch(episodes, TaskShape(3, 2))
     assert together.generator_keys == as_they_are.generator_keys
     assert torch.equal(together.support.labels, as_they_are.support.labels)
     assert not torch.equal(together.query.images, as_they_are.query.images)
     for place, episode in enumerate(episodes):
-        alone = changing.batch(tiny_images, [episode], 3, 2, CPU)
+        alone = changing.batch([episode], TaskShape(3, 2))
         assert torch.equal(alone.support.images[0], together.support.images[place])
         assert torch.equal(alone.query.images[0], together.query.images[place])
 
@@ -97,11 +98,11 @@ def test_tasks_keep_their_classes_and_are_the_same_in_any_batch(
 def test_no_two_images_of_many_tasks_are_changed_alike(tiny_images: PreparedImages) -> None:
     keys = []
 
-    def sampler(seed: int) -> EpisodeSampler:
-        return EpisodeSampler(tiny_images.table("train"), [3], [2], 4, seed, augment="flip")
+    def sampler(seed: int) -> ImageSampler:
+        return ImageSampler(tiny_images, "train", [3], [2], 4, seed, device=CPU, augment="flip")
 
     for seed in (0, 1):
-        support, query = sampler(seed).augment_keys(range(50), 3, 2)
+        support, query = sampler(seed).augment_keys(range(50), TaskShape(3, 2))
         assert support.shape == (50, 6)
         assert query.shape == (50, 12)
         keys += [*support.flat, *query.flat]
@@ -109,11 +110,11 @@ def test_no_two_images_of_many_tasks_are_changed_alike(tiny_images: PreparedImag
 
 
 def test_a_class_is_mirrored_in_all_its_images_or_none(tiny_images: PreparedImages) -> None:
-    def sampler(augment: Augment) -> EpisodeSampler:
-        return EpisodeSampler(tiny_images.table("train"), [4], [2], 3, 0, augment=augment)
+    def sampler(augment: Augment) -> ImageSampler:
+        return ImageSampler(tiny_images, "train", [4], [2], 3, 0, device=CPU, augment=augment)
 
-    plain = sampler("none").batch(tiny_images, range(50), 4, 2, CPU)
-    mirrored = sampler("mirror").batch(tiny_images, range(50), 4, 2, CPU)
+    plain = sampler("none").batch(range(50), TaskShape(4, 2))
+    mirrored = sampler("mirror").batch(range(50), TaskShape(4, 2))
 
     def which(before: Tensor, after: Tensor, each: int) -> Tensor:
         """Whether each image was mirrored: (T, N, images of a class)."""
@@ -142,8 +143,8 @@ def test_only_training_tasks_are_changed(augment: Augment, tiny_images: Prepared
         trainer = MetaTrainer(settings_of(tasks__augment=augment), tiny_images, CPU)
         train, validation = trainer.train_episodes, trainer.validation_episodes
         return (
-            train.batch(tiny_images, [0, 1], *train.shape(0), CPU).support.images,
-            validation.batch(tiny_images, [0, 1], *validation.shape(0), CPU).support.images,
+            train.batch([0, 1], train.shape(0)).support.images,
+            validation.batch([0, 1], validation.shape(0)).support.images,
         )
 
     (train, validation), (plain, validation_before) = first_tasks(augment), first_tasks("none")

@@ -15,6 +15,10 @@ from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.prepared import ClassTable, PreparedImages
 from hidra_cli.system.random_streams import stream_key
 from hidra_cli.tasks.episodes import EpisodeIndices, EpisodeSampler, _smallest, check_feasible
+from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.shape import TaskShape
+
+CPU = torch.device("cpu")
 
 
 def table(counts: list[int], split: Split = "train", gap: int = 3) -> ClassTable:
@@ -53,7 +57,9 @@ def test_every_episode_keeps_the_rules(
 ) -> None:
     ways, shots, queries = shape
     classes = table(SIZES)
-    found = EpisodeSampler(classes, [ways], [shots], queries, seed).indices(episodes, ways, shots)
+    found = EpisodeSampler(classes, [ways], [shots], queries, seed).indices(
+        episodes, TaskShape(ways, shots)
+    )
     tasks = len(episodes)
     assert found.classes.shape == (tasks, ways)
     assert found.support.shape == (tasks, ways * shots)
@@ -77,9 +83,9 @@ def test_an_episode_is_the_same_in_any_batch(
     ways, shots, queries = shape
     one = EpisodeSampler(table(SIZES), [ways], [shots], queries, seed)
     other = EpisodeSampler(table(SIZES), [2, ways], [1, shots], queries, seed)
-    together = one.indices(episodes, ways, shots)
+    together = one.indices(episodes, TaskShape(ways, shots))
     for position, episode in enumerate(episodes):
-        alone = other.indices([episode], ways, shots)
+        alone = other.indices([episode], TaskShape(ways, shots))
         assert np.array_equal(alone.classes[0], together.classes[position])
         assert np.array_equal(alone.support[0], together.support[position])
         assert np.array_equal(alone.query[0], together.query[position])
@@ -92,7 +98,7 @@ def test_more_ways_keep_the_first_classes_and_their_images(
 ) -> None:
     fewer, more = sorted((fewer, more))
     sampler = EpisodeSampler(table(SIZES), [fewer, more], [shots], 2, seed)
-    small, large = (sampler.indices(range(4), ways, shots) for ways in (fewer, more))
+    small, large = (sampler.indices(range(4), TaskShape(ways, shots)) for ways in (fewer, more))
     assert np.array_equal(small.classes, large.classes[:, :fewer])
     assert np.array_equal(small.support, large.support[:, : fewer * shots])
     assert np.array_equal(small.query, large.query[:, : fewer * 2])
@@ -102,7 +108,7 @@ def test_more_ways_keep_the_first_classes_and_their_images(
 def test_other_seeds_splits_and_numbers_give_other_episodes() -> None:
     def first(seed: int, split: Split, episode: int) -> EpisodeIndices:
         sampler = EpisodeSampler(table([20] * 30, split), [5], [2], 3, seed)
-        return sampler.indices([episode], 5, 2)
+        return sampler.indices([episode], TaskShape(5, 2))
 
     found = [first(s, p, e) for s in (0, 1, 2**62) for p in ("train", "val") for e in (0, 1, 2**40)]
     assert not any(same(a, b) for i, a in enumerate(found) for b in found[:i])
@@ -111,7 +117,7 @@ def test_other_seeds_splits_and_numbers_give_other_episodes() -> None:
 
 
 def test_the_first_episode_is_what_it_was_when_this_test_was_written() -> None:
-    found = EpisodeSampler(table(SIZES), [3], [2], 1, seed=0).indices([0], 3, 2)
+    found = EpisodeSampler(table(SIZES), [3], [2], 1, seed=0).indices([0], TaskShape(3, 2))
     assert found.classes.tolist() == RECORDED["classes"]
     assert found.support.tolist() == RECORDED["support"]
     assert found.query.tolist() == RECORDED["query"]
@@ -137,12 +143,12 @@ def digest(found: EpisodeIndices) -> str:
 def test_episodes_are_those_of_recorded_results(name: str) -> None:
     sizes, ways, shots, queries, expected = PINNED[name]
     sampler = EpisodeSampler(table(sizes), [ways], [shots], queries, seed=2**40 + 1)
-    assert digest(sampler.indices(range(3, 67), ways, shots)) == expected
+    assert digest(sampler.indices(range(3, 67), TaskShape(ways, shots))) == expected
 
 
 def test_episodes_within_groups_are_those_of_recorded_results() -> None:
     sampler = EpisodeSampler(grouped(), [7], [1], 2, seed=2**40 + 1, within_groups=True)
-    assert digest(sampler.indices(range(3, 67), 7, 1)) == "27b233c74dc263b0"
+    assert digest(sampler.indices(range(3, 67), TaskShape(7, 1))) == "27b233c74dc263b0"
 
 
 @given(
@@ -166,7 +172,7 @@ def chi_square(counts: np.ndarray) -> float:
 def test_classes_and_images_are_drawn_uniformly() -> None:
     sizes = [5, 40, 6, 12, 9, 5, 7, 20]
     classes = table(sizes)
-    found = EpisodeSampler(classes, [2], [1], 3, seed=3).indices(range(4000), 2, 1)
+    found = EpisodeSampler(classes, [2], [1], 3, seed=3).indices(range(4000), TaskShape(2, 1))
     drawn = np.bincount(found.classes.ravel(), minlength=8)
     # Without replacement: the spread is smaller than that of independent draws, never larger.
     assert chi_square(drawn) < 3
@@ -184,7 +190,9 @@ def test_classes_and_images_are_drawn_uniformly() -> None:
 
 
 def test_each_position_sees_every_image() -> None:
-    found = EpisodeSampler(table([4, 4], gap=0), [2], [1], 3, seed=0).indices(range(2000), 2, 1)
+    found = EpisodeSampler(table([4, 4], gap=0), [2], [1], 3, seed=0).indices(
+        range(2000), TaskShape(2, 1)
+    )
     for position in range(6):
         column = found.query[:, position] % 4
         assert abs(chi_square(np.bincount(column, minlength=4))) < 4
@@ -206,7 +214,9 @@ def test_shapes_do_not_follow_the_episodes() -> None:
 
 
 def test_a_class_of_just_enough_images_is_enough() -> None:
-    found = EpisodeSampler(table([6, 50], gap=0), [2], [1], 5, seed=0).indices(range(50), 2, 1)
+    found = EpisodeSampler(table([6, 50], gap=0), [2], [1], 5, seed=0).indices(
+        range(50), TaskShape(2, 1)
+    )
     for task in range(50):
         images = np.concatenate([found.support[task], found.query[task]])
         assert set(images[images < 6]) == set(range(6))
@@ -253,7 +263,7 @@ def test_what_is_called_feasible_can_be_drawn(
             check_feasible(table(sizes), [ways], [shots], queries)
         return
     sampler = EpisodeSampler(table(sizes), [ways], [shots], queries, seed=0)
-    drawn = sampler.indices(range(5), ways, shots)
+    drawn = sampler.indices(range(5), TaskShape(ways, shots))
     assert (owner(sampler.table, drawn.support) >= 0).all()
 
 
@@ -277,9 +287,9 @@ def toy_images() -> PreparedImages:
 
 def test_a_batch_holds_the_images_of_its_indices() -> None:
     images = toy_images()
-    sampler = EpisodeSampler(images.table("train"), [3], [2], 4, seed=5)
-    batch = sampler.batch(images, [3, 11], 3, 2, torch.device("cpu"))
-    chosen = sampler.indices([3, 11], 3, 2)
+    sampler = ImageSampler(images, "train", [3], [2], 4, seed=5, device=CPU)
+    batch = sampler.batch([3, 11], TaskShape(3, 2))
+    chosen = sampler.indices([3, 11], TaskShape(3, 2))
     assert (len(batch), batch.ways, batch.shots) == (2, 3, 2)
     for examples, indices, each in (
         (batch.support, chosen.support, 2),
@@ -296,8 +306,8 @@ def test_a_batch_holds_the_images_of_its_indices() -> None:
 
 def test_a_task_is_its_row_of_the_batch_with_randomness_of_its_own() -> None:
     images = toy_images()
-    sampler = EpisodeSampler(images.table("train"), [2], [1], 3, seed=5)
-    batch = sampler.batch(images, [0, 1], 2, 1, torch.device("cpu"))
+    sampler = ImageSampler(images, "train", [2], [1], 3, seed=5, device=CPU)
+    batch = sampler.batch([0, 1], TaskShape(2, 1))
     task = batch.task(1)
     assert torch.equal(task.support_images, batch.support.images[1])
     assert torch.equal(task.query_images, batch.query.images[1])
@@ -333,7 +343,7 @@ def test_within_groups_all_classes_of_a_task_share_a_group(
 ) -> None:
     classes = grouped()
     sampler = EpisodeSampler(classes, [ways], [1], 2, seed, within_groups=True)
-    found = sampler.indices(episodes, ways, 1)
+    found = sampler.indices(episodes, TaskShape(ways, 1))
     for chosen in found.classes:
         names = [classes.names[row] for row in chosen]
         assert len(set(names)) == ways
@@ -345,7 +355,7 @@ def test_within_groups_all_classes_of_a_task_share_a_group(
 def test_every_group_that_is_large_enough_gets_its_share() -> None:
     classes = grouped()
     sampler = EpisodeSampler(classes, [5], [1], 1, 3, within_groups=True)
-    rows = sampler.indices(range(600), 5, 1).classes[:, 0]
+    rows = sampler.indices(range(600), TaskShape(5, 1)).classes[:, 0]
     counts = Counter(classes.names[row].split("/")[0] for row in rows)
     assert set(counts) == {"greek", "runes"}
     assert abs(counts["greek"] - 300) < 60

@@ -1,4 +1,4 @@
-"""Tasks drawn ahead are the tasks; here with a CPU as the device, on which training needs none."""
+"""Prefetched tasks are the same tasks; here on a CPU, where training itself does not prefetch."""
 
 from __future__ import annotations
 
@@ -16,70 +16,70 @@ from hidra_cli.jobs.training.trainer import MetaTrainer
 from hidra_cli.runs.checkpoint import load_checkpoint
 from hidra_cli.runs.directory import create_run
 from hidra_cli.system.console import Console
-from hidra_cli.tasks.episodes import EpisodeSampler
-from hidra_cli.tasks.prefetch import Ahead
+from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.prefetch import Prefetcher
+from hidra_cli.tasks.shape import TaskShape
 
 from ..jobs.test_training import settings_of
 
 CPU = torch.device("cpu")
 
 
-class Watched(EpisodeSampler):
+class Watched(ImageSampler):
     """Remembers what was drawn, and in which thread."""
 
     def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+        super().__init__(*arguments, device=CPU)
         self.drawn: list[tuple[tuple[int, ...], bool]] = []
 
-    def batch(self, images: Any, episodes: Sequence[int], *others: Any) -> TaskBatch:
+    def batch(self, episodes: Sequence[int], shape: TaskShape) -> TaskBatch:
         aside = threading.current_thread() is not threading.main_thread()
         self.drawn.append((tuple(episodes), aside))
-        return super().batch(images, episodes, *others)
+        return super().batch(episodes, shape)
 
 
 @pytest.fixture
 def watched(tiny_images: PreparedImages) -> Watched:
-    return Watched(tiny_images.table("train"), [2, 3], [1], 3, 0)
+    return Watched(tiny_images, "train", [2, 3], [1], 3, 0)
 
 
-def test_what_is_expected_is_drawn_once_in_the_thread(
-    watched: Watched, tiny_images: PreparedImages
-) -> None:
-    ahead = Ahead(watched)
-    ahead.expect(tiny_images, range(4, 6), 3, 1, CPU)
-    found = ahead.batch(tiny_images, range(4, 6), 3, 1, CPU)
+def test_prefetched_tasks_are_drawn_once_in_the_thread(watched: Watched) -> None:
+    prefetcher, shape = Prefetcher(watched), TaskShape(3, 1)
+    prefetcher.prefetch(range(4, 6), shape)
+    found = prefetcher.batch(range(4, 6), shape)
     assert watched.drawn == [((4, 5), True)]
-    expected = EpisodeSampler.batch(watched, tiny_images, [4, 5], 3, 1, CPU)
+    expected = ImageSampler.batch(watched, [4, 5], shape)
     assert torch.equal(found.support.images, expected.support.images)
     assert torch.equal(found.query.images, expected.query.images)
     assert found.generator_keys == expected.generator_keys
-    again = ahead.batch(tiny_images, range(4, 6), 3, 1, CPU)
+    again = prefetcher.batch(range(4, 6), shape)
     assert watched.drawn[1:] == [((4, 5), False)]
     assert torch.equal(again.query.images, expected.query.images)
-    assert (ahead.ways, ahead.shots, ahead.queries) == ((2, 3), (1,), 3)
-    assert [ahead.shape(i) for i in range(9)] == [watched.shape(i) for i in range(9)]
+    assert (prefetcher.ways, prefetcher.shots, prefetcher.queries) == ((2, 3), (1,), 3)
+    assert (prefetcher.source, prefetcher.objective) == (watched.source, watched.objective)
+    assert [prefetcher.shape(i) for i in range(9)] == [watched.shape(i) for i in range(9)]
 
 
 @pytest.mark.parametrize("asked", [(range(4, 7), 3), (range(5, 7), 3), (range(4, 6), 2)])
-def test_what_was_not_expected_is_drawn_when_asked_for(
-    watched: Watched, tiny_images: PreparedImages, asked: tuple[range, int]
+def test_tasks_that_were_not_prefetched_are_drawn_when_asked_for(
+    watched: Watched, asked: tuple[range, int]
 ) -> None:
     episodes, ways = asked
-    ahead = Ahead(watched)
-    ahead.expect(tiny_images, range(4, 6), 3, 1, CPU)
-    found = ahead.batch(tiny_images, episodes, ways, 1, CPU)
-    expected = EpisodeSampler.batch(watched, tiny_images, episodes, ways, 1, CPU)
+    prefetcher, shape = Prefetcher(watched), TaskShape(ways, 1)
+    prefetcher.prefetch(range(4, 6), TaskShape(3, 1))
+    found = prefetcher.batch(episodes, shape)
+    expected = ImageSampler.batch(watched, episodes, shape)
     assert torch.equal(found.query.images, expected.query.images)
     assert (tuple(episodes), False) in watched.drawn
 
 
-def test_an_error_of_drawing_ahead_comes_where_the_tasks_are_asked_for(
-    watched: Watched, tiny_images: PreparedImages
+def test_an_error_of_prefetching_is_raised_where_the_tasks_are_asked_for(
+    watched: Watched,
 ) -> None:
-    ahead = Ahead(watched)
-    ahead.expect(tiny_images, range(2), 99, 1, CPU)  # more ways than there are classes
+    prefetcher, shape = Prefetcher(watched), TaskShape(99, 1)  # more ways than there are classes
+    prefetcher.prefetch(range(2), shape)
     with pytest.raises(ValueError, match=r"."):
-        ahead.batch(tiny_images, range(2), 99, 1, CPU)
+        prefetcher.batch(range(2), shape)
 
 
 @pytest.mark.parametrize("load", [True, False])
@@ -91,9 +91,9 @@ def test_training_is_the_same_with_tasks_drawn_ahead_and_images_on_the_device(
     plain = MetaTrainer(settings, tiny_images, CPU)
     images = open_store(tiny_images.path, "glyphs", load=load)
     other = MetaTrainer(settings, images.on(CPU, 10**9 if near else 0), CPU)
-    table = images.table("train")
-    watched = Watched(table, settings.tasks.ways, settings.tasks.shots, 3, settings.run.seed)
-    other.train_episodes = Ahead(watched)
+    tasks, seed = settings.tasks, settings.run.seed
+    watched = Watched(other.data, "train", tasks.ways, tasks.shots, 3, seed)
+    other.train_episodes = Prefetcher(watched)
     found = []
     for name, trainer in (("plain", plain), ("other", other)):
         run = create_run(tmp_path, name, settings)

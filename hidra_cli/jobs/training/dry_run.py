@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hidra_cli.system.console import Console
+from hidra_cli.tasks.shape import TaskShape
 
 if TYPE_CHECKING:
     from hidra_cli.engine.memory_estimate import MemoryEstimate
@@ -24,7 +25,7 @@ def dry_run(trainer: MetaTrainer, console: Console) -> None:
     from hidra_cli.system import memory
 
     settings, device = trainer.settings, trainer.device
-    ways, shots = max(settings.tasks.ways), max(settings.tasks.shots)
+    shape = TaskShape(max(settings.tasks.ways), max(settings.tasks.shots))
     count = sum(p.numel() for p in trainer.learner.parameters())
     console.print("plugins, data and every episode were checked")
     console.print(f"meta-parameters   {count:,}")
@@ -32,25 +33,25 @@ def dry_run(trainer: MetaTrainer, console: Console) -> None:
     console.print(f"strategy          {trainer.strategy.name}")
 
     def draw(number: int) -> TaskBatch:
-        return trainer.train_episodes.batch(trainer.data, range(1), number, shots, device)
+        return trainer.train_episodes.batch(range(1), shape._replace(ways=number))
 
     with devices.memory_errors():
         warm_up(trainer.strategy, draw(min(settings.tasks.ways)))
         memory.give_back_freed_memory()
         before = devices.held_memory(device)
         size = settings.outer.meta_batch
-        told = estimate(trainer.strategy, trainer.heaviest_inner, draw, ways, size)
+        told = estimate(trainer.strategy, trainer.heaviest_inner, draw, shape.ways, size)
     console.print(f"memory, estimate  {_told(told)}")
     if others:
         console.print(f"                  and {others} more program(s) of about {_mb(before)} each")
     memory.give_back_freed_memory()
     devices.reset_peak_memory(device)
-    step, rate = _measured(trainer, (ways, shots))
+    step, rate = _measured(trainer, shape)
     peak = devices.peak_memory(device, CREW.pids)
     console.print(
         f"memory, measured  {_mb(peak - before)}, beside {_mb(before)} of the program ({device})"
     )
-    console.print(f"speed             {rate:.1f} tasks/s at {step.ways} ways, {step.shots} shots")
+    console.print(f"speed             {rate:.1f} tasks/s at {shape.ways} ways, {shape.shots} shots")
     if trainer.inner_now.order < trainer.heaviest_inner.order:
         console.note("the estimate is of order 2; measured was order 1, with which training begins")
     console.result(
@@ -62,14 +63,14 @@ def dry_run(trainer: MetaTrainer, console: Console) -> None:
             "strategy": trainer.strategy.name,
             "processes": trainer.world.size * (1 + others),
             "tasks_per_second": round(rate, 2),
-            "ways": step.ways,
-            "shots": step.shots,
+            "ways": shape.ways,
+            "shots": shape.shots,
             "loss": step.outcome.loss,
         }
     )
 
 
-def _measured(trainer: MetaTrainer, shape: tuple[int, int]) -> tuple[Step, float]:
+def _measured(trainer: MetaTrainer, shape: TaskShape) -> tuple[Step, float]:
     """The second of two steps, because the first pays for warming up; tasks per second."""
     trainer.step(shape)
     begun = time.monotonic()

@@ -82,21 +82,21 @@ def _new_run(
 
 def _test_episodes(trainer: MetaTrainer, console: Console) -> Sampler | None:
     """What the final table is measured on; checked before the run, not after it."""
-    from hidra_cli.tasks.sources import sampler_of, usual_ways
+    from hidra_cli.tasks.sources import feasible_ways, objective_of, sampler_of
 
     settings, data = trainer.settings, trainer.data
     if not settings.outer.test_episodes:
         return None
     wanted = set(settings.tasks.ways)
     if trainer.learner.head.any_ways:
-        wanted = {*usual_ways(data, "test"), max(wanted)}
-    most = data.most_ways("test")
-    ways = sorted(n for n in wanted if most is None or n <= most)
+        wanted = {*objective_of(data).default_ways, max(wanted)}
+    ways = feasible_ways(data, "test", sorted(wanted))
     if not ways:
         console.warn(f"the test split of {data.dataset} has too few classes for a test table")
         return None
     shots = (min(settings.tasks.shots),)
-    return sampler_of(data, "test", ways, shots, settings.tasks.queries, settings.run.seed)
+    queries, seed = settings.tasks.queries, settings.run.seed
+    return sampler_of(data, "test", ways, shots, queries, seed, device=trainer.device)
 
 
 def _train_and_test(
@@ -124,7 +124,7 @@ def _train_and_test(
         "iterations": settings.outer.iterations,
         "skipped": trained.skipped,
         "tasks_per_second": None if rate is None else round(rate, 2),
-        "best_validation": trained.best.to_json(trainer.data.problem),
+        "best_validation": trained.best.to_json(trainer.objective),
         "test": _test(run, trainer, test_episodes, console) if test_episodes else [],
         "environment": facts,
     }
@@ -134,8 +134,8 @@ def _train_and_test(
         console.warn(f"{trained.skipped} of {settings.outer.iterations} steps were skipped")
     speed = "" if rate is None else f"{rate:.1f} tasks/s; "
     console.print(f"{speed}best checkpoint: {run.best}")
-    ways = ",".join(map(str, trainer.data.problem.usual_ways))
-    adapt = "   or   hidra adapt --ways 7" if trainer.data.problem is CLASSIFICATION else ""
+    ways = ",".join(map(str, trainer.objective.default_ways))
+    adapt = "   or   hidra adapt --ways 7" if trainer.objective is CLASSIFICATION else ""
     console.note(f"next: hidra evaluate {run.path} --ways {ways}{adapt}")
     console.result(result)
 
@@ -203,30 +203,28 @@ def _test(
     from hidra_cli.runs.model import load_model
     from hidra_cli.tasks.objective import CLASSIFICATION
 
-    settings, problem, (shots,) = trainer.settings, trainer.data.problem, sampler.shots
+    settings, objective, (shots,) = trainer.settings, trainer.objective, sampler.shots
     trainer.world.wait()  # until the first process has written that model
     model = load_model(run.path, trainer.device)
     episodes = settings.outer.test_episodes
     found = evaluate_plan(
         [(model, ways) for ways in sampler.ways],
-        trainer.data,
         sampler,
         episodes=episodes,
-        device=trainer.device,
         console=console,
         every_step=False,
         world=trainer.world,
     )
     cells = [cell.to_json() for cell in found]
-    chance = problem is CLASSIFICATION
+    chance = objective is CLASSIFICATION
     console.table(
-        f"Test {problem.metric} of {settings.model.head} on {trainer.data.dataset}, {shots}-shot, "
-        f"{episodes} episodes, {settings.model.normalization} normalization",
-        ["ways", problem.heading, *(["chance, %"] if chance else [])],
+        f"Test {objective.metric} of {settings.model.head} on {trainer.data.dataset}, "
+        f"{shots}-shot, {episodes} episodes, {settings.model.normalization} normalization",
+        ["ways", objective.heading, *(["chance, %"] if chance else [])],
         [
             [
                 str(c["ways"]),
-                problem.interval(c[problem.key], c["interval"]),
+                objective.interval(c[objective.key], c["interval"]),
                 *([f"{100 / c['ways']:.1f}"] if chance else []),
             ]
             for c in cells

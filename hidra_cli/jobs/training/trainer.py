@@ -23,7 +23,7 @@ from hidra_cli.engine.learner import Learner, meta_training
 from hidra_cli.engine.strategies.choose import choose
 from hidra_cli.engine.task_batch import TaskBatch
 from hidra_cli.errors import DataError, NotFiniteError, RunError, StoppedError
-from hidra_cli.runs.build import build_learner, check_head_can, check_problem
+from hidra_cli.runs.build import build_learner, check_head_can, check_objective
 from hidra_cli.runs.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -47,9 +47,10 @@ from hidra_cli.system.memory import keep_freed_memory
 from hidra_cli.system.random_streams import stream_key
 from hidra_cli.system.signals import stop_requests
 from hidra_cli.tasks.episodes import EpisodeSampler
-from hidra_cli.tasks.objective import CLASSIFICATION, Problem
-from hidra_cli.tasks.prefetch import Ahead
-from hidra_cli.tasks.sources import TaskSource, sampler_of
+from hidra_cli.tasks.objective import CLASSIFICATION, Objective
+from hidra_cli.tasks.prefetch import Prefetcher
+from hidra_cli.tasks.shape import TaskShape
+from hidra_cli.tasks.sources import TaskSource, feasible_ways, objective_of, sampler_of
 
 METRICS = (
     "iteration",
@@ -76,11 +77,11 @@ class Validation:
     score: float
     interval: float
 
-    def to_json(self, problem: Problem) -> dict[str, Any]:
+    def to_json(self, objective: Objective) -> dict[str, Any]:
         """The score under the name of its metric."""
         return {
             "iteration": self.iteration,
-            problem.key: self.score,
+            objective.key: self.score,
             "interval": self.interval,
         }
 
@@ -90,8 +91,7 @@ class Step:
     """One outer step: query results, task shape, and the meta-gradient's norm before clipping."""
 
     outcome: Outcome
-    ways: int
-    shots: int
+    shape: TaskShape
     gradient_norm: float
 
     @property
@@ -135,20 +135,28 @@ class MetaTrainer:
     ) -> None:
         tasks, seed = settings.tasks, settings.run.seed
         check_head_can(settings, tasks.ways)
-        check_problem(settings, data)
+        check_objective(settings, data)
         self.settings = settings
         self.data = data
         self.device = device
         self.world = world
         self.inner = inner_loop(settings)
+        self.objective = objective_of(data)
         self.train_episodes = sampler_of(
-            data, "train", tasks.ways, tasks.shots, tasks.queries, seed, augment=tasks.augment
+            data,
+            "train",
+            tasks.ways,
+            tasks.shots,
+            tasks.queries,
+            seed,
+            device=device,
+            augment=tasks.augment,
         )
         if device.type == "cuda" and isinstance(self.train_episodes, EpisodeSampler):
-            self.train_episodes = Ahead(self.train_episodes)  # on a CPU it gains nothing
+            self.train_episodes = Prefetcher(self.train_episodes)  # on a CPU it gains nothing
         self.validation_ways = _ways_within(data, "val", tasks.ways)
         self.validation_episodes = sampler_of(
-            data, "val", self.validation_ways, tasks.shots, tasks.queries, seed
+            data, "val", self.validation_ways, tasks.shots, tasks.queries, seed, device=device
         )
         chosen = None if restoring else settings.model.start_from
         learner = build_learner(
@@ -203,7 +211,7 @@ class MetaTrainer:
         restore_optimizer(self.optimizer, self.names, checkpoint)
         try:
             if (best := meta["best"]) is not None:
-                numbers = float(best[self.data.problem.key]), float(best["interval"])
+                numbers = float(best[self.objective.key]), float(best["interval"])
                 self.best = Validation(int(best["iteration"]), *numbers)
             self.iteration = self._saved_at = int(meta["iteration"])
             self.skipped, self.skipped_in_a_row = map(int, meta["skipped"])
@@ -240,34 +248,34 @@ class MetaTrainer:
             return self.inner
         return replace(self.inner, shares=(0.0, *[1 / steps] * steps))
 
-    def step(self, shape: tuple[int, int] | None = None) -> Step:
+    def step(self, shape: TaskShape | None = None) -> Step:
         """One outer step. One that is not finite changes nothing but the counters.
 
         Args:
-            shape: (ways, shots) instead of those drawn for this meta-batch.
+            shape: instead of the one drawn for this meta-batch.
 
         Raises:
             NotFiniteError: the loss or gradient is not finite, and steps are not to be skipped
                 or too many in a row were; names the task and how to replay it.
         """
         with self.strategy.beside():
-            return self._step(*(shape or self.train_episodes.shape(self.iteration)))
+            return self._step(shape or self.train_episodes.shape(self.iteration))
 
-    def _step(self, ways: int, shots: int) -> Step:
+    def _step(self, shape: TaskShape) -> Step:
         outer, size = self.settings.outer, self.settings.outer.meta_batch
         first = self.iteration * size
         # Plugins may draw from torch's own generator (dropout): keyed, so that resuming is exact.
         torch.manual_seed(stream_key(self.settings.run.seed, "step", self.iteration))
         with memory_errors():
-            self.learner.head.before_outer_step(ways)
-            outcome = self._shared_gradient(range(first, first + size), ways, shots)
-        step = Step(outcome, ways, shots, self._clip(outer.clip))
+            self.learner.head.before_outer_step(shape.ways)
+            outcome = self._shared_gradient(range(first, first + size), shape)
+        step = Step(outcome, shape, self._clip(outer.clip))
         if step.finite:
             self._whole = False
             for group in self.optimizer.param_groups:
                 group["lr"] = self.outer_scale * group["initial_lr"]
             self.optimizer.step()
-            self.learner.head.after_outer_step(ways)
+            self.learner.head.after_outer_step(shape.ways)
             self.skipped_in_a_row = 0
         else:
             if outer.nonfinite == "stop" or self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
@@ -278,12 +286,12 @@ class MetaTrainer:
         self._whole = True
         return step
 
-    def _shared_gradient(self, episodes: range, ways: int, shots: int) -> Outcome:
+    def _shared_gradient(self, episodes: range, shape: TaskShape) -> Outcome:
         """The meta-gradient of a meta-batch, of which each process takes a share of the tasks."""
         mine = self.world.share(episodes)
         if mine:
-            batch = self._batch(mine, ways, shots)
-            self._expect_next()
+            batch = self.train_episodes.batch(mine, shape)
+            self._prefetch()
             outcome = self._gradient(batch)
         else:  # there are more processes than tasks
             self.optimizer.zero_grad(set_to_none=True)
@@ -293,18 +301,17 @@ class MetaTrainer:
         )
         return Outcome(loss, score)
 
-    def _batch(self, episodes: range, ways: int, shots: int) -> TaskBatch:
-        return self.train_episodes.batch(self.data, episodes, ways, shots, self.device)
-
-    def _expect_next(self) -> None:
-        """Let the tasks of the next step be drawn while this one is computed."""
+    def _prefetch(self) -> None:
+        """Draw the tasks of the next step while this one is computed."""
         following = self.iteration + 1
-        if isinstance(self.train_episodes, Ahead) and following < self.settings.outer.iterations:
+        if (
+            isinstance(self.train_episodes, Prefetcher)
+            and following < self.settings.outer.iterations
+        ):
             size = self.settings.outer.meta_batch
             mine = self.world.share(range(following * size, (following + 1) * size))
-            shape = self.train_episodes.shape(following)
             if mine:
-                self.train_episodes.expect(self.data, mine, *shape, self.device)
+                self.train_episodes.prefetch(mine, self.train_episodes.shape(following))
 
     def _gradient(self, batch: TaskBatch) -> Outcome:
         self.optimizer.zero_grad(set_to_none=True)
@@ -318,12 +325,10 @@ class MetaTrainer:
         scores: list[list[float]] = []
         mine = self.world.share(range(self.settings.outer.validation_episodes))
         for index in sorted({episode // size for episode in mine}):
-            ways, shots = self.validation_episodes.shape(index)
+            shape = self.validation_episodes.shape(index)
             episodes = range(max(index * size, mine.start), min((index + 1) * size, mine.stop))
             with memory_errors():
-                batch = self.validation_episodes.batch(
-                    self.data, episodes, ways, shots, self.device
-                )
+                batch = self.validation_episodes.batch(episodes, shape)
                 found = self.strategy.scores(batch, self.inner, steps)
             scores += [of_task[-1:] for of_task in found]
         mean, half = interval(self.world.gather(scores)[:, 0])
@@ -371,17 +376,17 @@ class MetaTrainer:
         self, run: RunDir, metrics: MetricsFile, advance: Advance, console: Console
     ) -> None:
         """One outer step, its row of metrics, validation and saving where they are due."""
-        begun, problem = time.monotonic(), self.data.problem
+        begun, objective = time.monotonic(), self.objective
         with self._saved_if_it_fails(run, metrics):
             step = self.step()
         rate = self.settings.outer.meta_batch / (time.monotonic() - begun)
         row: dict[str, Any] = {
             "iteration": self.iteration,
-            "ways": step.ways,
-            "shots": step.shots,
+            "ways": step.shape.ways,
+            "shots": step.shape.shots,
             "loss": f"{step.outcome.loss:.6g}",
             # Of functions the loss says it: N times the mean squared error per output.
-            "accuracy": f"{step.outcome.score:.6g}" if problem is CLASSIFICATION else "",
+            "accuracy": f"{step.outcome.score:.6g}" if objective is CLASSIFICATION else "",
             "gradient_norm": f"{step.gradient_norm:.6g}",
             "tasks_per_second": f"{rate:.4g}",
             "skipped": self.skipped,
@@ -395,21 +400,22 @@ class MetaTrainer:
         due, better = self.iteration % outer.validate_every == 0, False
         if due:
             validation = self.validate()
-            row[f"validation_{problem.key}"] = f"{validation.score:.6g}"
+            row[f"validation_{objective.key}"] = f"{validation.score:.6g}"
             row["validation_interval"] = f"{validation.interval:.6g}"
+            mean = objective.interval(validation.score, validation.interval)
             console.detail(
-                f"iteration {self.iteration}: validation {problem.metric} "
-                f"{problem.interval(validation.score, validation.interval)} {problem.unit}".strip()
+                f"iteration {self.iteration}: validation {objective.metric} "
+                f"{mean} {objective.unit}".strip()
             )
             # Of equals the earliest.
-            better = self.best is None or problem.better(validation.score, self.best.score)
+            better = self.best is None or objective.better(validation.score, self.best.score)
             if better:
                 self.best = validation
         metrics.write(row)
         waited = time.monotonic() - self._saved_when
         if due or self.iteration == outer.iterations or waited >= self.settings.run.save_seconds:
             self._save(run, metrics, best=better)
-        shown = f", val {problem.shown(self.best.score)} {problem.unit}" if self.best else ""
+        shown = f", val {objective.shown(self.best.score)} {objective.unit}" if self.best else ""
         advance(self.iteration, f"loss {step.outcome.loss:.2f}, {rate:.1f} tasks/s{shown}".strip())
 
     @contextlib.contextmanager
@@ -456,14 +462,14 @@ class MetaTrainer:
         meta = {
             "settings": self.settings.model_dump(),
             "plugins": self.plugins,
-            "problem": self.data.problem.name,
+            "problem": self.objective.name,
             "image_shape": self.data.image_shape,
             "max_ways": max(self.settings.tasks.ways),
             "dataset_hash": self.data.content_hash,
             "store": Path(self.data.place).name,
             "invert": self.data.attributes["invert"] == "True",
             "iteration": self.iteration,
-            "best": self.best.to_json(self.data.problem) if self.best else None,
+            "best": self.best.to_json(self.objective) if self.best else None,
             "skipped": [self.skipped, self.skipped_in_a_row],
         }
         write_atomically(path, checkpoint_bytes(tensors, meta), keep_old_as=keep_old_as)
@@ -499,7 +505,7 @@ class MetaTrainer:
             index, loss = culprit
             task = f"task {index + 1} of {size}, loss {loss}: "
             task += f"training episode {first + index} of seed {seed}"
-            if self.data.problem is CLASSIFICATION:  # `hidra adapt` learns classes only
+            if self.objective is CLASSIFICATION:  # `hidra adapt` learns classes only
                 replay = f"; to replay that task: {self._replay(first + index, step)}"
         if outer.nonfinite == "skip":
             task += f"; {self.skipped_in_a_row} steps before this one were skipped"
@@ -507,22 +513,22 @@ class MetaTrainer:
         return NotFiniteError(
             f"the loss or its gradient is not finite at iteration {self.iteration + 1}",
             why=f"loss {step.outcome.loss}, gradient norm {step.gradient_norm}, "
-            f"{step.ways} ways, {step.shots} shots; {task}",
+            f"{step.shape.ways} ways, {step.shape.shots} shots; {task}",
             fix=f"lower --inner-lr or --outer-lr, or set --clip{skip}{replay}",
         )
 
     def _replay(self, episode: int, step: Step) -> str:
         return (
             f"hidra adapt --checkpoint RUN/checkpoints/last.safetensors --split train "
-            f"--episode {episode} --seed {self.settings.run.seed} --ways {step.ways} "
-            f"--shots {step.shots} --queries {self.settings.tasks.queries} "
+            f"--episode {episode} --seed {self.settings.run.seed} --ways {step.shape.ways} "
+            f"--shots {step.shape.shots} --queries {self.settings.tasks.queries} "
             f"--steps {self.inner.steps}"
         )
 
     def _culprit(self, first: int, step: Step) -> tuple[int, float] | None:
         """The first task of a meta-batch that is not finite by itself, and its loss."""
         episodes = range(first, first + self.settings.outer.meta_batch)
-        batch = self._batch(episodes, step.ways, step.shots)
+        batch = self.train_episodes.batch(episodes, step.shape)
         for index in range(len(batch)):
             outcome = self._gradient(batch.only(index))
             if not (math.isfinite(outcome.loss) and math.isfinite(self._clip(0))):
@@ -543,12 +549,11 @@ def _parameter_groups(learner: Learner, outer: OuterSettings) -> list[dict[str, 
 
 def _ways_within(data: TaskSource, split: Split, wanted: tuple[int, ...]) -> tuple[int, ...]:
     """The numbers of ways that the split has classes for."""
-    most = data.most_ways(split)
-    ways = tuple(n for n in wanted if most is None or n <= most)
+    ways = feasible_ways(data, split, wanted)
     if not ways:
         raise DataError(
             f"{data.dataset} has too few classes in its {split} split",
-            why=f"{most} classes; every number of --ways needs more",
+            why=f"{data.most_ways(split)} classes; every number of --ways needs more",
             fix="lower --ways, or put more classes into the split",
         )
     return ways
