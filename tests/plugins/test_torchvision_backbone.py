@@ -151,7 +151,7 @@ def test_old_names_of_densenet_are_understood(tmp_path: Path) -> None:
     [
         ({"name": "resnet81"}, SHAPE, r"did you mean resnet18"),
         ({"name": "vit_b_16"}, SHAPE, "no batch normalization"),
-        ({"name": "squeezenet1_0"}, SHAPE, "no batch normalization"),
+        ({"name": "squeezenet1_0"}, SHAPE, "does not end in a linear layer"),
         ({"name": "resnet18"}, (1, 28, 28), "at least 32×32 pixels, not 28×28"),
         ({"name": "inception_v3"}, SHAPE, "cannot work on images of 32×32"),
         ({"name": "resnet18"}, (4, 32, 32), "1 or 3 channels, not 4"),
