@@ -144,7 +144,7 @@ def descend(
     moving = [*body.values(), *head.values()]
     if not moving:
         return weights.renewed()
-    loss = learner.loss(learner.support_logits(weights, task), task.support_labels)
+    loss = learner.support_loss(weights, task)
     gradients = torch.autograd.grad(loss, moving, create_graph=meta and inner.order == 2)
     rates = inner.rates(learner, step, task.ways)
     still = weights.renewed()  # what stays still must be a tensor of its own in the next step

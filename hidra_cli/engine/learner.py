@@ -94,16 +94,21 @@ class Learner(nn.Module):
             for name in self.head.common_parameters:
                 yield self.head.get_parameter(name)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of outputs (n, N) for labels (n,) or values (n, N)."""
-        return losses.loss(self.loss_name, outputs, targets)
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss of outputs (n, N) for labels (n,) or values (n, N); weights (n,) or None."""
+        return losses.loss(self.loss_name, outputs, targets, weights)
+
+    def support_loss(self, weights: Weights, task: Task) -> Tensor:
+        """The loss of the support images, in which every class counts alike."""
+        outputs = self.support_logits(weights, task)
+        return self.loss(outputs, task.support_labels, task.support_weights)
 
     def initial_weights(self, task: Task) -> Weights:
         """Where the task starts: the backbone's own weights, and the head's for N ways."""
         body: FastWeights = dict(adapting(self.backbone))
         features = None
         if self.head.needs_support:
-            features = full_precision(self.features(body, task.support_images))
+            features = full_precision(self.support_features(body, task))
         head = self.head.initialize(task.ways, features, task.support_labels, task.generator())
         return Weights(body, head).renewed()
 
@@ -112,10 +117,21 @@ class Learner(nn.Module):
         return weights
 
     def features(
-        self, body: Mapping[str, Tensor], images: Tensor, reference_rows: int | None = None
+        self,
+        body: Mapping[str, Tensor],
+        images: Tensor,
+        reference_rows: int | None = None,
+        sample_weights: Tensor | None = None,
     ) -> Tensor:
-        """Images (n, C, H, W) → features (n, F), with statistics from the leading rows."""
-        with self.episode.reference(reference_rows), self._autocast():
+        """Images (n, C, H, W) → features (n, F), with statistics from the leading rows.
+
+        Args:
+            body: the backbone's weights.
+            images: of which the first ones are the reference.
+            reference_rows: how many; None for all.
+            sample_weights: of the reference in the statistics, one for each row.
+        """
+        with self.episode.reference(reference_rows, sample_weights), self._autocast():
             features: Tensor = functional_call(self.backbone, dict(body), (channels_last(images),))
         return features
 
@@ -123,9 +139,13 @@ class Learner(nn.Module):
         """Images (n, C, H, W) → logits (n, N), in float32 at least."""
         return self._logits(weights, self.features(weights.body, images))
 
+    def support_features(self, body: Mapping[str, Tensor], task: Task) -> Tensor:
+        """Features (N·K, F) of the support images, with their own statistics."""
+        return self.features(body, task.support_images, None, task.support_weights)
+
     def support_logits(self, weights: Weights, task: Task) -> Tensor:
         """Logits (N·K, N) of the support images."""
-        return self.logits(weights, task.support_images)
+        return self._logits(weights, self.support_features(weights.body, task))
 
     def query_logits(self, weights: Weights, task: Task) -> Tensor:
         """Logits (…, N·Q, N) of the query images, normalized as the run says."""
@@ -133,7 +153,8 @@ class Learner(nn.Module):
             return self.logits(weights, task.query_images)
         rows = task.support_images.shape[-4]
         images = torch.cat([task.support_images, task.query_images], -4)
-        return self._logits(weights, self.features(weights.body, images, rows)[..., rows:, :])
+        features = self.features(weights.body, images, rows, task.support_weights)
+        return self._logits(weights, features[..., rows:, :])
 
     def _logits(self, weights: Weights, features: Tensor) -> Tensor:
         with self._autocast():

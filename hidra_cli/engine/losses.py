@@ -5,6 +5,7 @@ Shapes: n examples, N outputs. Targets are labels (n,) in 0..N−1, or values (n
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor
 LossName = Literal["softmax", "sigmoid", "mse"]
 
 
-def loss(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor:
+def loss(name: LossName, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean over examples of one loss, summed over the outputs: a scalar.
 
     Summed, so that an output's own gradient does not depend on how many others there are.
@@ -23,15 +24,38 @@ def loss(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor:
             no per output (one-vs-rest); "mse" squared error, of labels to their one-hot codes.
         outputs: (n, N), logits or values.
         targets: labels (n,) or values (n, N); softmax takes labels only.
+        weights: (n,) of mean 1, for a weighted mean; None for the plain one.
     """
+    if weights is not None:
+        return (weights.to(outputs.dtype) * _of_each(name, outputs, targets)).mean()
     if name == "softmax":
         return F.cross_entropy(outputs, targets)
+    return _of_each(name, outputs, targets).mean()
+
+
+def _of_each(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of every example: (n,)."""
+    if name == "softmax":
+        return F.cross_entropy(outputs, targets, reduction="none")
     wanted = values_of(targets, outputs)
     if name == "sigmoid":
         each = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
     else:
         each = F.mse_loss(outputs, wanted, reduction="none")
-    return each.sum(1).mean()
+    return each.sum(1)
+
+
+def uninformed(name: LossName, ways: int) -> float:
+    """The loss of an answer that knows the number of classes alone: of softmax, ln N.
+
+    It gives every class the probability 1/N; under sigmoid and squared error, the output 1/N.
+    """
+    if name == "softmax":
+        return math.log(ways)
+    if name == "mse":
+        return (ways - 1) / ways
+    others = (ways - 1) * math.log1p(-1 / ways) if ways > 1 else 0.0
+    return math.log(ways) - others
 
 
 def values_of(targets: Tensor, outputs: Tensor) -> Tensor:

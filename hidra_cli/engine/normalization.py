@@ -35,23 +35,25 @@ class Episode:
 
     Attributes:
         reference_rows: statistics come from this many leading images; None means from all.
+        sample_weights: of these images in the statistics, of mean 1; None where all count alike.
         recording: keep each layer's statistics for later predictions.
         kernels: use compiled kernels, which torch.func and torch.compile cannot look into.
     """
 
     def __init__(self) -> None:
         self.reference_rows: int | None = None
+        self.sample_weights: Tensor | None = None
         self.recording = False
         self.kernels = True
 
     @contextmanager
-    def reference(self, rows: int | None) -> Iterator[None]:
-        """Take statistics from the first `rows` images only."""
-        self.reference_rows = rows
+    def reference(self, rows: int | None, weights: Tensor | None = None) -> Iterator[None]:
+        """Take statistics from the first `rows` images only, each with its weight."""
+        self.reference_rows, self.sample_weights = rows, weights
         try:
             yield
         finally:
-            self.reference_rows = None
+            self.reference_rows = self.sample_weights = None
 
     @contextmanager
     def traceable(self) -> Iterator[None]:
@@ -121,6 +123,8 @@ class EpisodeNorm(Affine):
     def forward(self, x: Tensor) -> Tensor:
         if self.mean is not None and self.variance is not None:
             return self._finish(self._normalize(x, self.mean, self.variance))
+        if self.episode.sample_weights is not None:
+            return self._weighted(x, self.episode.sample_weights)
         rows = self.episode.reference_rows
         if self._has_kernel(x):
             mean, variance, pooled = pooled_moments(x, self.weight, rows or len(x))
@@ -131,6 +135,21 @@ class EpisodeNorm(Affine):
         variance, mean = torch.var_mean(full_precision(x[:rows]), dim=(0, 2, 3), correction=0)
         if self.episode.recording:
             self.mean, self.variance = mean.detach(), variance.detach()
+        return self._finish(self._normalize(x, mean, variance))
+
+    def _weighted(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Normalized with weighted statistics, from the moments of each image."""
+        rows = self.episode.reference_rows
+        pooled = None
+        if self._has_kernel(x):
+            means, variances, pooled = pooled_moments(x, self.weight, None)
+        else:
+            variances, means = torch.var_mean(full_precision(x[:rows]), dim=(2, 3), correction=0)
+        mean, variance = _moments_of_all(means[:rows], variances[:rows], weights)
+        if self.episode.recording:
+            self.mean, self.variance = mean.detach(), variance.detach()
+        if pooled is not None:
+            return self._activate(self._normalize(pooled, mean, variance))
         return self._finish(self._normalize(x, mean, variance))
 
     def _has_kernel(self, x: Tensor) -> bool:
@@ -192,12 +211,23 @@ class TaskNorm(EpisodeNorm):
             return self.mean, self.variance, self.count
         rows = self.episode.reference_rows
         means, variances = means[:rows], variances[:rows]
-        # The law of total variance, for images of one size.
-        spread, mean = torch.var_mean(means, dim=0, correction=0)
-        variance, count = variances.mean(0) + spread, means.new_tensor(len(means))
+        mean, variance = _moments_of_all(means, variances, self.episode.sample_weights)
+        count = means.new_tensor(len(means))
         if self.episode.recording:
             self.mean, self.variance, self.count = mean.detach(), variance.detach(), count
         return mean, variance, count
+
+
+def _moments_of_all(
+    means: Tensor, variances: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Moments (c,) of images of one size from those of each, (n, c): the law of total variance."""
+    if weights is None:
+        spread, mean = torch.var_mean(means, dim=0, correction=0)
+        return mean, variances.mean(0) + spread
+    shares = weights.to(means)[:, None] / len(means)
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0)
 
 
 class _Moments(torch.autograd.Function):

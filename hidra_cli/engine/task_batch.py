@@ -12,17 +12,51 @@ import torch
 from torch import Tensor
 
 
+def class_weights(labels: Tensor, ways: int) -> Tensor | None:
+    """Weights of labelled examples under which every class counts alike.
+
+    n / (C · examples of the same class), for n examples of C classes: their mean is 1.
+
+    Args:
+        labels: (n,) in 0..N−1; a class may have no example.
+        ways: N.
+
+    Returns:
+        (n,) float32, or None where all classes have equally many examples: then nothing is
+        weighed, and results are those of the plain mean, bit for bit.
+    """
+    counts = torch.bincount(labels, minlength=ways)
+    present = counts[counts > 0]
+    if not len(present) or bool((present == present[0]).all()):
+        return None
+    return len(labels) / (len(present) * counts[labels]).float()
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Labelled images of T tasks: images (T, n, C, H, W) in [0, 1], labels (T, n)."""
+    """Labelled images of T tasks: images (T, n, C, H, W) in [0, 1], labels (T, n).
+
+    Attributes:
+        weights: (T, n) of `class_weights`; None where classes are of equal size.
+    """
 
     images: Tensor
     labels: Tensor
+    weights: Tensor | None = None
+
+    def part(self, tasks: int | slice) -> Examples:
+        """Those of one task, without the dimension T, or of some tasks."""
+        weights = None if self.weights is None else self.weights[tasks]
+        return Examples(self.images[tasks], self.labels[tasks], weights)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: images (n, C, H, W), labels (n,), and its key in the random stream."""
+    """One task: images (n, C, H, W), labels (n,), and its key in the random stream.
+
+    Attributes:
+        support_weights: (n,) of `class_weights`; None where classes are of equal size.
+    """
 
     support_images: Tensor
     support_labels: Tensor
@@ -30,6 +64,7 @@ class Task:
     query_labels: Tensor
     ways: int
     generator_key: int
+    support_weights: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -55,13 +90,15 @@ class TaskBatch:
         return len(self.generator_keys)
 
     def task(self, index: int) -> Task:
+        support, query = self.support.part(index), self.query.part(index)
         return Task(
-            self.support.images[index],
-            self.support.labels[index],
-            self.query.images[index],
-            self.query.labels[index],
+            support.images,
+            support.labels,
+            query.images,
+            query.labels,
             self.ways,
             self.generator_keys[index],
+            support.weights,
         )
 
     def tasks(self) -> list[Task]:
@@ -75,8 +112,8 @@ class TaskBatch:
     def part(self, tasks: slice) -> TaskBatch:
         """The batch of some of the tasks."""
         return TaskBatch(
-            Examples(self.support.images[tasks], self.support.labels[tasks]),
-            Examples(self.query.images[tasks], self.query.labels[tasks]),
+            self.support.part(tasks),
+            self.query.part(tasks),
             self.ways,
             self.shots,
             self.generator_keys[tasks],

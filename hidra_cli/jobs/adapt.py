@@ -13,7 +13,7 @@ from torch import Tensor
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import adapt, labelled_right
 from hidra_cli.engine.learner import Weights
-from hidra_cli.engine.task_batch import Task
+from hidra_cli.engine.task_batch import Task, class_weights
 from hidra_cli.runs.model import TrainedModel
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def own_task(
     """A task of one's own pictures: images (n, C, H, W) and labels (n,), in any numbers."""
     images, labels = support
     query_images, query_labels = query or (images[:0], labels[:0])
-    return Task(images, labels, query_images, query_labels, ways, generator_key=0)
+    weights = class_weights(labels, ways)
+    return Task(images, labels, query_images, query_labels, ways, 0, weights)
 
 
 def adapt_task(model: TrainedModel, task: Task) -> Adapted:
@@ -88,9 +89,8 @@ def adapt_task(model: TrainedModel, task: Task) -> Adapted:
             with torch.no_grad():
                 if len(task.query_labels):
                     correct = labelled_right(learner.query_logits(weights, task), task.query_labels)
-                support = learner.support_logits(weights, task)
+                losses.append(learner.support_loss(weights, task).item())
             accuracies.append(correct.double().mean().item())
-            losses.append(learner.loss(support, task.support_labels).item())
     labels = task.query_labels
     per_class = [correct[labels == n].double().mean().item() for n in range(task.ways)]
     return Adapted(weights, accuracies, losses, per_class)

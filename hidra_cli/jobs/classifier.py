@@ -218,7 +218,7 @@ def _support_statistics(learner: Learner, weights: Weights, task: Task) -> dict[
     """Every normalization layer's statistics over the support images, with adapted weights."""
     found = {}
     with learner.episode.record():
-        learner.features(weights.body, task.support_images)
+        learner.support_features(weights.body, task)
     for name, layer in _norm_layers(learner).items():
         for key in layer.statistics:
             found[f"statistics.{name}.{key}"] = layer.get_buffer(key)

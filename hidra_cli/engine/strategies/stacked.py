@@ -65,6 +65,11 @@ class Compiled(Batched):
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
         for chunk in chunks(batch, self.micro_batch):
             task = stacked(chunk)
+            if task.support_weights is not None:  # the traced function has none
+                yield _gradients(
+                    StackedLearner(self.learner), task, inner, len(batch), self.recompute
+                )
+                continue
             shapes = task.support_images.shape, task.query_images.shape, task.ways
             key = shapes, inner, len(batch)
             if key not in self._compiled:

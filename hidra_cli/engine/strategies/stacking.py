@@ -22,7 +22,7 @@ from hidra_cli.engine.task_batch import Task, TaskBatch
 
 @dataclass(frozen=True)
 class StackedTask(Task):
-    """T tasks of one shape: images (T, n, C, H, W), labels (T, n)."""
+    """T tasks of one shape: images (T, n, C, H, W), labels and weights (T, n)."""
 
     generator_keys: tuple[int, ...] = ()
 
@@ -40,6 +40,7 @@ def stacked(batch: TaskBatch) -> StackedTask:
         batch.query.labels,
         batch.ways,
         generator_key=0,
+        support_weights=batch.support.weights,
         generator_keys=batch.generator_keys,
     )
 
@@ -69,10 +70,11 @@ class StackedLearner(Learner):
         )
         self._shared = {name: p.dim() for name, p in adapting(learner.backbone).items()}
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """The sum over tasks of the losses of outputs (T, n, N)."""
-        each = vmap(lambda o, t: losses.loss(self.loss_name, o, t))
-        total: Tensor = each(outputs, targets).sum()
+        places = (0, 0, None if weights is None else 0)
+        each = vmap(lambda o, t, w: losses.loss(self.loss_name, o, t, w), in_dims=places)
+        total: Tensor = each(outputs, targets, weights).sum()
         return total
 
     def initial_weights(self, task: Task) -> Weights:
@@ -81,7 +83,7 @@ class StackedLearner(Learner):
         body: FastWeights = dict(adapting(self.backbone))
         features = None
         if self.head.needs_support:
-            features = full_precision(self.features(body, task.support_images))
+            features = full_precision(self.support_features(body, task))
         heads = [
             self.head.initialize(
                 task.ways,
@@ -103,17 +105,23 @@ class StackedLearner(Learner):
         return Weights(body, weights.head)
 
     def features(
-        self, body: Mapping[str, Tensor], images: Tensor, reference_rows: int | None = None
+        self,
+        body: Mapping[str, Tensor],
+        images: Tensor,
+        reference_rows: int | None = None,
+        sample_weights: Tensor | None = None,
     ) -> Tensor:
         """Images (T, n, C, H, W) → features (T, n, F)."""
         weights = dict(body)
-        places = {name: None if self._is_shared(name, w) else 0 for name, w in weights.items()}
+        by_name = {name: None if self._is_shared(name, w) else 0 for name, w in weights.items()}
+        places = (by_name, 0, None if sample_weights is None else 0)
 
-        def one(weights: dict[str, Tensor], images: Tensor) -> Any:
-            return functional_call(self.backbone, weights, (images,))
+        def one(weights: dict[str, Tensor], images: Tensor, of_samples: Tensor | None) -> Any:
+            with self.episode.reference(reference_rows, of_samples):
+                return functional_call(self.backbone, weights, (images,))
 
-        with self.episode.reference(reference_rows), self.episode.traceable(), self._autocast():
-            features: Tensor = vmap(one, in_dims=(places, 0))(weights, images)
+        with self.episode.traceable(), self._autocast():
+            features: Tensor = vmap(one, in_dims=places)(weights, images, sample_weights)
         return features
 
     def _logits(self, weights: Weights, features: Tensor) -> Tensor:
