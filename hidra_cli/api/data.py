@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Split = Literal["train", "val", "test"]
+Fit = Literal["crop", "pad", "stretch"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -70,6 +71,9 @@ class Dataset(ABC):
         image_shape: (C, H, W) of the prepared images; C is 1 (grey) or 3 (RGB).
         invert: store 255 − value, for dark strokes on white paper: zero padding of the
             convolutions then continues the background.
+        fit: how images of another shape are fitted (`Preprocessing.fit`).
+        background: the colour behind transparent pixels.
+        value_range: the stored values that mean black and white; None for those of the format.
     """
 
     api_version: ClassVar[int]
@@ -83,6 +87,9 @@ class Dataset(ABC):
 
     image_shape: tuple[int, int, int]
     invert: bool = False
+    fit: Fit = "crop"
+    background: str = "white"
+    value_range: tuple[float, float] | None = None
 
     @abstractmethod
     def classes(self, downloads: Path) -> Iterable[ImageClass]:

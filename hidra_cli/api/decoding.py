@@ -6,33 +6,64 @@ import hashlib
 import io
 import logging
 import stat
+import threading
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from hidra_cli.api.data import ArchiveMember, ImageClass
 from hidra_cli.api.folders import REFUSED_FORMATS, shown
+from hidra_cli.api.preprocessing import LARGE, Preprocessing, UInt8, Values, to_pixels
 from hidra_cli.errors import DataError
 
-UInt8 = npt.NDArray[np.uint8]
-
 # Part of a prepared file's name: raise it when the same source would give other pixels.
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 
 LARGEST_SOURCE = 1 << 29  # bytes of one image, not yet decoded
+MOST_PIXELS = 250_000_000  # of one image, unless `max_pixels` says otherwise
+# Of a JPEG that ends too early, the share that may be missing.
+MOST_MISSING = 0.1
+_JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_LAST_BYTES, _VISIBLE = 64, 32
+_BLOCK = 16  # rows of a block, at most
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what matters to us, it raises
 
+# Images above Pillow's limit, one at a time: its limit is one for all threads.
+_LARGE_ONE = threading.Lock()
 
-def decode_class(
-    image_class: ImageClass, image_shape: tuple[int, int, int], invert: bool
-) -> tuple[UInt8, bytes]:
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image, and what its file was like.
+
+    Attributes:
+        pixels: (C, H, W) uint8.
+        digest: SHA-256 of the undecoded source.
+        size: (width, height) as stored.
+        values: those it stores.
+        transparent: whether it has transparent pixels, or may have some.
+        missing: share of a JPEG that its file ends before, at most.
+    """
+
+    pixels: UInt8
+    digest: bytes
+    size: tuple[int, int]
+    values: Values
+    transparent: bool = False
+    missing: float = 0.0
+
+
+def decode_class(image_class: ImageClass, preprocessing: Preprocessing) -> tuple[UInt8, bytes]:
     """All images of one class, not yet turned.
 
     Returns:
@@ -44,17 +75,16 @@ def decode_class(
     digest = hashlib.sha256()
     images = []
     for reference in image_class.images:
-        pixels, raw = _pixels(reference, image_shape)
-        digest.update(hashlib.sha256(raw).digest())
-        images.append(pixels)
+        picture = read_picture(reference, preprocessing)
+        digest.update(picture.digest)
+        images.append(picture.pixels)
     if len(images) != len(image_class.images):
         raise DataError(
             f"class '{image_class.name}' says it has {len(image_class.images)} images",
             why=f"it gave {len(images)}",
             fix="this is a fault of the dataset plugin: report it to its authors",
         )
-    decoded = np.stack(images)
-    return (255 - decoded if invert else decoded), digest.digest()
+    return np.stack(images), digest.digest()
 
 
 def turned(images: UInt8, quarter_turns: int) -> UInt8:
@@ -68,36 +98,167 @@ def decode_image(reference: Any, image_shape: tuple[int, int, int]) -> UInt8:
     Raises:
         DataError: it cannot be read.
     """
-    return _pixels(reference, image_shape)[0]
+    return read_picture(reference, Preprocessing(image_shape)).pixels
 
 
-def _pixels(reference: Any, image_shape: tuple[int, int, int]) -> tuple[UInt8, bytes]:
+def read_picture(
+    reference: Any, preprocessing: Preprocessing, *, max_pixels: int = MOST_PIXELS
+) -> Picture:
+    """Read one image.
+
+    Args:
+        reference: a path, a member of a zip archive, or a uint8 array (H, W) or (H, W, 3).
+        preprocessing: what becomes of it.
+        max_pixels: a larger image is refused before it is decoded.
+
+    Raises:
+        DataError: it cannot be read; names it.
+    """
     if isinstance(reference, np.ndarray):
-        if reference.dtype != np.uint8 or not (
-            reference.ndim == 2 or (reference.ndim == 3 and reference.shape[2] == 3)
-        ):
-            raise DataError(
-                "an image given as an array is not uint8 of shape (H, W) or (H, W, 3)",
-                why=f"it is {reference.dtype} of shape {reference.shape}",
-                fix="this is a fault of the dataset plugin: report it to its authors",
-            )
-        return fit(Image.fromarray(np.ascontiguousarray(reference)), image_shape), (
-            reference.tobytes()
-        )
+        return _read_array(reference, preprocessing)
     try:
         raw = _read(reference)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are about metadata
-            # A picture of over 90 million pixels is a mistake or an attack, not a sample.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(raw), formats=formats()) as image:
-                return fit(image, image_shape), raw
+        digest = hashlib.sha256(raw).digest()
+        with _quiet():
+            try:
+                return _decoded(raw, digest, preprocessing, max_pixels)
+            except OSError as exc:
+                mended = _without_end(raw, exc)
+                if mended is None:
+                    raise
+            return _decoded(mended[0], digest, preprocessing, max_pixels, mended[1])
     except Exception as exc:  # Pillow's decoders raise many types on damaged data
+        fix = "repair, replace or remove this image, then run the same command again"
+        if isinstance(exc, _TooLargeError):
+            fix = "make this image smaller, or raise the limit: --max-pixels N"
         raise DataError(
-            f"the image {shown(str(reference))} cannot be read",
-            why=_reason(exc),
-            fix="repair, replace or remove this image, then run the same command again",
+            f"the image {shown(str(reference))} cannot be read", why=_reason(exc), fix=fix
         ) from exc
+
+
+def _read_array(array: UInt8, preprocessing: Preprocessing) -> Picture:
+    if array.dtype != np.uint8 or not (
+        array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    ):
+        raise DataError(
+            "an image given as an array is not uint8 of shape (H, W) or (H, W, 3)",
+            why=f"it is {array.dtype} of shape {array.shape}",
+            fix="this is a fault of the dataset plugin: report it to its authors",
+        )
+    image = Image.fromarray(np.ascontiguousarray(array))
+    pixels, values, _ = to_pixels(image, preprocessing)
+    return Picture(pixels, hashlib.sha256(array.tobytes()).digest(), image.size, values)
+
+
+def _decoded(
+    raw: bytes, digest: bytes, preprocessing: Preprocessing, max_pixels: int, missing: float = 0.0
+) -> Picture:
+    with _opened(raw, max_pixels) as image:
+        size = image.size
+        pixels, values, transparent = to_pixels(image, preprocessing)
+    return Picture(pixels, digest, size, values, transparent, missing)
+
+
+@contextmanager
+def _opened(raw: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose size was checked; a large one has the memory to itself."""
+    image = _open_usual(raw)
+    if image is not None:
+        with image:
+            _check_pixels(image, max_pixels)
+            yield image
+        return
+    with _LARGE_ONE:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            with Image.open(io.BytesIO(raw), formats=formats()) as image:
+                _check_pixels(image, max_pixels)
+                yield image
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _open_usual(raw: bytes) -> Image.Image | None:
+    """An image of usual size, not yet decoded; None for a large one."""
+    try:
+        image = Image.open(io.BytesIO(raw), formats=formats())
+    except Image.DecompressionBombError:
+        return None
+    if image.width * image.height <= LARGE:
+        return image
+    image.close()
+    return None
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise _TooLargeError(f"it has {pixels:,} pixels, and the limit is {max_pixels:,}")
+
+
+class _TooLargeError(ValueError):
+    """An image of more pixels than are read."""
+
+
+def _without_end(raw: bytes, exc: OSError) -> tuple[bytes, float] | None:
+    """A JPEG whose last bytes are missing, ended, and the share that is missing at most.
+
+    How far down the picture the last bytes of the file reach tells the share.
+    """
+    if not raw.startswith(_JPEG_BEGIN) or "truncated" not in str(exc):
+        return None
+    decoded = []
+    for cut in (raw, raw[:-_LAST_BYTES]):
+        image = _open_usual(cut + _JPEG_END)
+        if image is None or image.format != "JPEG":
+            return None
+        try:
+            decoded.append(np.asarray(image, np.int16))
+        except OSError:  # it has hardly a beginning
+            return None
+    # Smaller differences are the last bits of a progressive file.
+    missing = _share_after(np.abs(decoded[0] - decoded[1]) > _VISIBLE)
+    return (raw + _JPEG_END, missing) if missing <= MOST_MISSING else None
+
+
+def _share_after(differs: npt.NDArray[np.bool_]) -> float:
+    """The share of an image (H, W) or (H, W, C) from the first block that differs to its end."""
+    if not differs.any():
+        return 0.0
+    height, width = differs.shape[:2]
+    flat = differs.reshape(height, width, -1)
+    top = int(flat.any((1, 2)).argmax())
+    band = flat[top : top + _BLOCK]  # blocks follow each other from left to right
+    kept = len(band) * int(band.any((0, 2)).argmax())
+    return ((height - top) * width - kept) / (height * width)
+
+
+class _Quiet:
+    """Pillow's warnings are about metadata. What warnings do is one state for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = warnings.catch_warnings()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._before.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
 
 
 @cache
@@ -111,38 +272,9 @@ def formats() -> tuple[str, ...]:
 def _reason(exc: Exception) -> str:
     if isinstance(exc, UnidentifiedImageError):
         return "its content is damaged, or in no image format that is read"
+    if isinstance(exc, _TooLargeError):
+        return str(exc)
     return shown(f"{type(exc).__name__}: {exc}")
-
-
-def fit(image: Image.Image, image_shape: tuple[int, int, int]) -> UInt8:
-    """Scale and centre-crop to (H, W), convert to grey or RGB: (C, H, W) uint8.
-
-    Transparent pixels become white paper; 16-bit and float images are scaled to 8 bits.
-    """
-    channels, height, width = image_shape
-    image = _to_eight_bits(ImageOps.exif_transpose(image))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    array = np.asarray(image, np.uint8)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.array(image, np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it has pixels that are not finite numbers")
-    top = 65535.0 if image.mode.startswith("I") else 1.0
-    # In place: of a large image, every copy takes hundreds of megabytes.
-    values /= max(top, float(values.max(initial=0.0)))
-    np.clip(values, 0, 1, out=values)
-    values *= 255
-    return Image.fromarray(values.round(out=values).astype(np.uint8))
 
 
 def _read(reference: Path | ArchiveMember) -> bytes:

@@ -249,6 +249,7 @@ def adapt_own(
     query: Path | None,
 ) -> None:
     """Learn the pictures given now, with those that a classifier kept, and save a classifier."""
+    from hidra_cli.api.preprocessing import recorded_preprocessing
     from hidra_cli.images.own_pictures import labelled_pictures, read_pictures
     from hidra_cli.jobs.adapt import (
         _check_given,
@@ -263,8 +264,8 @@ def adapt_own(
     from hidra_cli.runs.locate import results_home
     from hidra_cli.system.files import made
 
-    console, invert = wish.console, bool(model.meta["invert"])
-    images = read_pictures(given.paths, model.image_shape, invert).to(wish.device)
+    console, preprocessing = wish.console, recorded_preprocessing(model.meta)
+    images = read_pictures(given.paths, preprocessing).to(wish.device)
     classes, images, targets = _together(given, images, kept)
     counts = dict(zip(classes, targets.bincount(minlength=len(classes)).tolist(), strict=True))
     _check_given(counts, wish.ways, wish.shots)
@@ -276,7 +277,7 @@ def adapt_own(
     if query is not None:
         asked = labelled_pictures(query).within(classes, query)
         queries = (
-            read_pictures(asked.paths, model.image_shape, invert).to(wish.device),
+            read_pictures(asked.paths, preprocessing).to(wish.device),
             targets.new_tensor(asked.labels),
         )
     task = own_task((images, targets), queries, len(classes))

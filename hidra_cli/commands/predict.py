@@ -87,7 +87,7 @@ def predict(
         from hidra_cli.system.files import write_atomically
 
         shown = [row | {"label": _ranks(row)[0][0]} for row in rows]
-        write_atomically(gallery, predictions_gallery(shown, chosen.image_shape))
+        write_atomically(gallery, predictions_gallery(shown, chosen.preprocessing))
         console.note(f"gallery: {gallery}")
     console.result({"predictions": rows, "damaged": [str(error.what) for error in damaged]})
     if damaged:

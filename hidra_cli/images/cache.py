@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hidra_cli.api.decoding import PREPROCESSING_VERSION
+from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.errors import UsageError
 
 
@@ -54,8 +55,7 @@ class StoreKey:
     dataset: str
     distribution: str
     options: Mapping[str, Any]
-    image_shape: tuple[int, int, int]
-    invert: bool
+    preprocessing: Preprocessing
     source: str | None
 
     @property
@@ -64,12 +64,11 @@ class StoreKey:
             "dataset": self.dataset,
             "distribution": self.distribution,
             "options": dict(self.options),
-            "image_shape": self.image_shape,
-            "invert": self.invert,
+            "preprocessing": self.preprocessing.record(),
             "source": self.source,
-            "preprocessing": PREPROCESSING_VERSION,
+            "version": PREPROCESSING_VERSION,
         }
         text = json.dumps(identity, sort_keys=True, default=str)
-        channels, height, width = self.image_shape
+        channels, height, width = self.preprocessing.image_shape
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         return f"{self.dataset}-{height}x{width}x{channels}-{key}.h5"

@@ -12,7 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from hidra_cli.api.data import Dataset, ImageClass
-from hidra_cli.api.decoding import UInt8, decode_class, turned
+from hidra_cli.api.decoding import decode_class, turned
+from hidra_cli.api.preprocessing import Preprocessing, UInt8, preprocessing_of
 from hidra_cli.errors import HidraError, PluginError, RunError
 from hidra_cli.system.signals import StopRequest, held_back
 
@@ -36,9 +37,7 @@ def _decoded(
             if before is None or image_class.images is not before.images:
                 pickled = _pickled(image_class)
                 with held_back():  # it may start a process
-                    decoding = pool.submit(
-                        _decode_pickled, pickled, dataset.image_shape, dataset.invert
-                    )
+                    decoding = pool.submit(_decode_pickled, pickled, preprocessing_of(dataset))
             # Turned versions of a class follow each other and are decoded once.
             ahead.append((decoding, image_class.quarter_turns))
             if len(ahead) >= 16 * count:
@@ -67,10 +66,8 @@ def _pickled(image_class: ImageClass) -> bytes:
         ) from exc
 
 
-def _decode_pickled(
-    pickled: bytes, image_shape: tuple[int, int, int], invert: bool
-) -> tuple[UInt8, bytes]:
-    return decode_class(pickle.loads(pickled), image_shape, invert)
+def _decode_pickled(pickled: bytes, preprocessing: Preprocessing) -> tuple[UInt8, bytes]:
+    return decode_class(pickle.loads(pickled), preprocessing)
 
 
 def _end_with_the_parent() -> None:

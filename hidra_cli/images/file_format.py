@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hidra_cli.api.decoding import UInt8
+from hidra_cli.api.preprocessing import UInt8
 from hidra_cli.errors import DataError
 
 

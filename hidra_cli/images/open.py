@@ -10,6 +10,7 @@ from hidra_cli.api import registry
 from hidra_cli.api.building import build
 from hidra_cli.api.data import Dataset, FunctionFamily
 from hidra_cli.api.options import options, plugin_options
+from hidra_cli.api.preprocessing import preprocessing_of
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.cache import StoreKey
 from hidra_cli.settings.schema import DatasetSettings
@@ -55,8 +56,7 @@ def choose_dataset(settings: DatasetSettings) -> DatasetChoice:
         plugin.name,
         plugin.distribution,
         all_values,
-        dataset.image_shape,
-        dataset.invert,
+        preprocessing_of(dataset),
         identity,
     )
     return DatasetChoice(plugin, dataset, key, source)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hidra_cli.api.decoding import decode_image
+from hidra_cli.api.decoding import Picture, read_picture
 from hidra_cli.api.folders import (
     class_folders,
     csv_columns,
@@ -22,6 +22,7 @@ from hidra_cli.api.folders import (
     safe_parts,
     shown,
 )
+from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.errors import DataError
 
 LABEL_FILES = ("labels.csv", "labels.json")
@@ -114,31 +115,33 @@ def pictures_in(places: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read_pictures(paths: Sequence[Path], image_shape: tuple[int, int, int], invert: bool) -> Tensor:
+def read_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> Tensor:
     """Decode pictures as a model's images were prepared: (n, C, H, W) in [0, 1].
 
     Raises:
         DataError: one cannot be read; names it.
     """
     images = []
-    for image in decoded(paths, image_shape, invert):
-        if isinstance(image, DataError):
-            raise image
-        images.append(image)
+    for picture in decoded(paths, preprocessing):
+        if isinstance(picture, DataError):
+            raise picture
+        images.append(as_image(picture))
     return torch.stack(images)
 
 
-def decoded(
-    paths: Sequence[Path], image_shape: tuple[int, int, int], invert: bool
-) -> Iterator[Tensor | DataError]:
+def as_image(picture: Picture) -> Tensor:
+    """What a model sees of a picture: (C, H, W) in [0, 1]."""
+    return torch.from_numpy(picture.pixels.copy()).float().div_(255)
+
+
+def decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[Picture | DataError]:
     """Decode pictures on all cores, in order; one that is damaged comes as its error."""
 
-    def decode(path: Path) -> Tensor | DataError:
+    def decode(path: Path) -> Picture | DataError:
         try:
-            image = torch.from_numpy(decode_image(path, image_shape).copy()).float().div_(255)
+            return read_picture(path, preprocessing)
         except DataError as error:
             return error
-        return 1 - image if invert else image
 
     # Threads: Pillow decodes without holding Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:

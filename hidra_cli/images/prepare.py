@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from hidra_cli import __version__
 from hidra_cli.api.data import SPLITS, Dataset, ImageClass
+from hidra_cli.api.preprocessing import preprocessing_of
 from hidra_cli.errors import DataError, HidraError, PluginError
 from hidra_cli.images.cache import StoreKey
 from hidra_cli.images.decoding_pool import _decoded
@@ -190,6 +191,7 @@ def _attributes(
         "dataset": key.dataset,
         "distribution": f"{key.distribution} {version}",
         "invert": str(dataset.invert),
+        "preprocessing": json.dumps(preprocessing_of(dataset).record()),
         "options": json.dumps(dict(key.options), sort_keys=True, default=str),
         "title": dataset.title,
         "licence": dataset.licence,

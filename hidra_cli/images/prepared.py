@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from hidra_cli.api.data import SPLITS, Split
-from hidra_cli.api.decoding import UInt8
+from hidra_cli.api.preprocessing import UInt8
 from hidra_cli.errors import DataError
 from hidra_cli.images.file_format import _CHUNK_BYTES, Int64, _about, _plain, check_seal
 from hidra_cli.system.memory import available_memory

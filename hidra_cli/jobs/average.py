@@ -87,7 +87,10 @@ def _check_other(one: Checkpoint, before: Sequence[Checkpoint]) -> None:
 
 def _check_alike(first: Checkpoint, one: Checkpoint, theirs: Settings, own: Settings) -> None:
     values = differing_models(theirs, own)
-    values += [(key, first.meta[key], one.meta[key]) for key in ("image_shape", *_ALIKE)]
+    values += [
+        (key, first.meta.get(key), one.meta.get(key))
+        for key in ("image_shape", "preprocessing", *_ALIKE)
+    ]
     if (unlike := first_unlike(first.part("model"), one.part("model"))) is not None:
         values.append(unlike)
     reasons = [f"{key} is {there} and {here}" for key, there, here in values if there != here]

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from hidra_cli.api import FastWeights
+from hidra_cli.api.decoding import Picture
+from hidra_cli.api.preprocessing import Preprocessing, recorded_preprocessing
 from hidra_cli.engine import losses
 from hidra_cli.engine.devices import choose_float32, memory_errors
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.normalization import EpisodeNorm, reads_support
 from hidra_cli.engine.task_batch import Task
 from hidra_cli.errors import DataError, UsageError
-from hidra_cli.images.own_pictures import decoded
+from hidra_cli.images.own_pictures import as_image, decoded
 from hidra_cli.runs.checkpoint import (
     Checkpoint,
     check_entries,
@@ -39,15 +41,13 @@ class Classifier:
 
     Attributes:
         classes: N names.
-        image_shape: (C, H, W) that pictures are fitted to.
-        invert: whether pictures are stored as 255 − value.
+        preprocessing: how a picture becomes an image that it sees.
     """
 
     learner: Learner
     weights: Weights
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    invert: bool
+    preprocessing: Preprocessing
 
     @property
     def normalization(self) -> str:
@@ -71,19 +71,19 @@ class Classifier:
     ) -> Iterator[tuple[Path, Tensor | DataError]]:
         """For each picture its class probabilities (N,), or why it cannot be read."""
         device = self.learner.device
-        pictures = zip(paths, decoded(paths, self.image_shape, self.invert), strict=True)
-        waiting: list[tuple[Path, Tensor | DataError]] = []
+        pictures = zip(paths, decoded(paths, self.preprocessing), strict=True)
+        waiting: list[tuple[Path, Picture | DataError]] = []
         for index, pair in enumerate(pictures, start=1):
             waiting.append(pair)
             if len(waiting) < batch and index < len(paths):
                 continue
-            images = [image for _, image in waiting if isinstance(image, Tensor)]
+            images = [as_image(picture) for _, picture in waiting if isinstance(picture, Picture)]
             rows: Iterator[Tensor] = iter(())
             if images:
                 with memory_errors():
                     rows = iter(self.probabilities(torch.stack(images).to(device)).cpu())
-            for path, image in waiting:
-                yield path, next(rows) if isinstance(image, Tensor) else image
+            for path, picture in waiting:
+                yield path, picture if isinstance(picture, DataError) else next(rows)
             waiting = []
 
 
@@ -102,6 +102,7 @@ def save_classifier(
     weights: Weights,
     task: Task,
     classes: Sequence[str],
+    preprocessing: Preprocessing | None = None,
     *,
     keep: bool = True,
 ) -> None:
@@ -114,11 +115,13 @@ def save_classifier(
         task: its support images are kept, and the weights it started from, so that classes can be
             added later.
         classes: N names.
+        preprocessing: how its pictures were read; None for that of the model.
         keep: False leaves the images and the starting weights out.
 
     Raises:
         RunError: it cannot be written.
     """
+    preprocessing = preprocessing or recorded_preprocessing(model.meta)
     tensors = {f"model.{name}": value for name, value in model.learner.state_dict().items()}
     if keep:
         tensors |= {f"start.{name}": value for name, value in _body(model.learner).items()}
@@ -135,7 +138,8 @@ def save_classifier(
         "plugins": model.meta["plugins"],
         "image_shape": list(model.image_shape),
         "max_ways": model.max_ways,
-        "invert": model.meta["invert"],
+        "invert": preprocessing.invert,
+        "preprocessing": preprocessing.record(),
         "steps": model.steps,
         "iteration": model.meta["iteration"],
         "dataset_hash": model.meta["dataset_hash"],
@@ -167,8 +171,10 @@ def restore_classifier(checkpoint: Checkpoint) -> Classifier:
                 for key in layer.statistics:
                     setattr(layer, key, statistics[f"{name}.{key}"])
         weights = Weights(_body(learner), checkpoint.part("head"))
-        invert = bool(checkpoint.meta["invert"])
-        classifier = Classifier(learner, weights, classes, image_shape, invert)
+        preprocessing = recorded_preprocessing(checkpoint.meta)
+        classifier = Classifier(learner, weights, classes, preprocessing)
+        if preprocessing.image_shape != image_shape:
+            raise ValueError("its pictures are read in another shape than its model sees")
         answer = classifier.probabilities(torch.zeros(2, *image_shape))  # do the shapes fit?
         if answer.shape != (2, len(classes)):
             raise ValueError(f"{len(classes)} classes, but {answer.shape[1]} output neurons")

@@ -32,7 +32,7 @@ from hidra_cli.settings.schema import Settings
 Format = Literal["onnx", "pt2"]
 Run = Callable[[Tensor], Tensor]
 
-EXPORT_FORMAT_VERSION = 1
+EXPORT_FORMAT_VERSION = 2
 TOLERANCE = 1e-4  # between probabilities
 _BATCHES = (1, 2, 7, 32)
 _TRACED_WITH = 3  # images; torch treats 0 and 1 as special
@@ -138,8 +138,9 @@ def metadata(classifier: Classifier, checkpoint: Checkpoint) -> dict[str, str]:
     facts = {
         "hidra_export": EXPORT_FORMAT_VERSION,
         "classes": list(classifier.classes),
-        "image_shape": list(classifier.image_shape),
-        "invert": classifier.invert,
+        "image_shape": list(classifier.preprocessing.image_shape),
+        "invert": classifier.preprocessing.invert,
+        "preprocessing": classifier.preprocessing.record(),
         "normalization": classifier.normalization,
         "smallest_batch": _smallest_batch(classifier),
         "provenance": {
@@ -184,7 +185,7 @@ def _written(
 ) -> bytes:
     """Trace a module and give the content of its file."""
     with _quiet(), torch.no_grad():
-        images = torch.zeros(_TRACED_WITH, *classifier.image_shape)
+        images = torch.zeros(_TRACED_WITH, *classifier.preprocessing.image_shape)
         batch = Dim("n", min=_smallest_batch(classifier))
         program = torch.export.export(
             module.eval(), (images,), dynamic_shapes=({0: batch},), strict=False
@@ -253,7 +254,7 @@ def _pt2_runner(content: bytes) -> Run:
 def _images(classifier: Classifier, checkpoint: Checkpoint, count: int) -> Tensor:
     """Images to compare on, mixed: support pictures where the file keeps some, and noise."""
     generator = torch.Generator().manual_seed(_SEED)
-    images = torch.rand(count, *classifier.image_shape, generator=generator)
+    images = torch.rand(count, *classifier.preprocessing.image_shape, generator=generator)
     kept = checkpoint.part("support").get("images", torch.empty(0))
     if kept.shape[1:] == images.shape[1:]:
         chosen = torch.randperm(len(kept), generator=generator)[: count // 2]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hidra_cli.api.decoding import decode_image
+from hidra_cli.api.decoding import read_picture
+from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.system.console import printable
 from hidra_cli.tasks.objective import CLASSIFICATION, Objective
 
@@ -32,15 +33,17 @@ MOST_IN_GALLERY = 48
 _COLUMNS = 8
 
 
-def predictions_gallery(rows: Sequence[Mapping[str, Any]], side: tuple[int, int, int]) -> bytes:
+def predictions_gallery(rows: Sequence[Mapping[str, Any]], preprocessing: Preprocessing) -> bytes:
     """The first pictures with their labels and probabilities: PNG.
 
     Args:
         rows: with image (a path), label and probability.
-        side: (C, H, W) of what the classifier saw; pictures are shown as they are.
+        preprocessing: of the classifier; pictures are shown larger than it saw them.
     """
     from matplotlib.figure import Figure
 
+    shape = (preprocessing.image_shape[0], *_SHOWN)
+    larger = replace(preprocessing, image_shape=shape, invert=False)
     shown = rows[:MOST_IN_GALLERY]
     lines = max(1, -(-len(shown) // _COLUMNS))
     figure = Figure(figsize=(1.5 * _COLUMNS, 1.9 * lines), layout="constrained")
@@ -48,7 +51,7 @@ def predictions_gallery(rows: Sequence[Mapping[str, Any]], side: tuple[int, int,
         axes.set_axis_off()
         if row is None:
             continue
-        pixels = decode_image(Path(row["image"]), (side[0], *_SHOWN))
+        pixels = read_picture(Path(row["image"]), larger).pixels
         axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         label = printable(row["label"]).replace("$", r"\$")
         axes.set_title(f"{label[:18]}\n{100 * row['probability']:.0f} %", fontsize=8)

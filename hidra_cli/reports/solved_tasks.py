@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hidra_cli.api.decoding import UInt8
+from hidra_cli.api.preprocessing import UInt8
 from hidra_cli.errors import DataError
 from hidra_cli.images.file_format import Int64
 from hidra_cli.images.prepared import PreparedImages

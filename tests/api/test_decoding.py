@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from hidra_cli.api import ArchiveMember, DataError, ImageClass
-from hidra_cli.api.decoding import LARGEST_SOURCE, decode_class, decode_image, turned
+from hidra_cli.api.decoding import LARGEST_SOURCE, decode_class, decode_image, read_picture, turned
+from hidra_cli.api.preprocessing import Preprocessing
 
 RED, WHITE = (200, 30, 60), (255, 255, 255)
 
@@ -179,8 +180,10 @@ def test_quarter_turns_are_counter_clockwise(turns: int) -> None:
 
 def test_inverting_swaps_dark_and_light() -> None:
     pixels = np.arange(9, dtype=np.uint8).reshape(3, 3)
-    plain, digest = decode_class(ImageClass("c", "train", [pixels]), (1, 3, 3), False)
-    inverted, again = decode_class(ImageClass("c", "train", [pixels]), (1, 3, 3), True)
+    plain, digest = decode_class(ImageClass("c", "train", [pixels]), Preprocessing((1, 3, 3)))
+    inverted, again = decode_class(
+        ImageClass("c", "train", [pixels]), Preprocessing((1, 3, 3), invert=True)
+    )
     assert inverted.dtype == np.uint8
     assert (plain.astype(int) + inverted == 255).all()
     assert digest == again
@@ -190,7 +193,7 @@ def test_the_digest_is_of_the_undecoded_files(tmp_path: Path, png: bytes) -> Non
     (tmp_path / "a.png").write_bytes(png)
     (tmp_path / "b.png").write_bytes(png + b"trailing")
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    found, digest = decode_class(ImageClass("c", "train", paths), (1, 6, 8), False)
+    found, digest = decode_class(ImageClass("c", "train", paths), Preprocessing((1, 6, 8)))
     expected = hashlib.sha256()
     for path in paths:
         expected.update(hashlib.sha256(path.read_bytes()).digest())
@@ -236,11 +239,33 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
         decode_image(tmp_path / "gone.png", (1, 28, 28))
 
 
-def test_an_image_too_large_to_be_a_sample_is_refused(tmp_path: Path) -> None:
-    path = stored(tmp_path, Image.new("1", (10_000, 9_500)), "bomb.png")
+def test_an_image_of_more_pixels_than_the_limit_is_refused(tmp_path: Path) -> None:
+    """Before it is decoded, whatever its format; the limit can be set."""
+    for name in ("huge.png", "huge.jpg", "huge.tif"):
+        path = stored(tmp_path, Image.new("L", (300, 200), 90), name)
+        with pytest.raises(DataError, match=r"huge\.\w+ cannot be read") as caught:
+            read_picture(path, Preprocessing((1, 28, 28)), max_pixels=59_999)
+        assert caught.value.why == "it has 60,000 pixels, and the limit is 59,999"
+        assert "--max-pixels" in caught.value.fix
+        pixels = read_picture(path, Preprocessing((1, 28, 28)), max_pixels=60_000).pixels
+        assert np.abs(pixels.astype(int) - 90).max() <= 1
+    bomb = stored(tmp_path, Image.new("1", (20_000, 15_000)), "bomb.png")
     with pytest.raises(DataError, match=r"bomb\.png cannot be read") as caught:
-        decode_image(path, (1, 28, 28))
-    assert "DecompressionBomb" in caught.value.why
+        decode_image(bomb, (1, 28, 28))
+    assert caught.value.why == "it has 300,000,000 pixels, and the limit is 250,000,000"
+
+
+@pytest.mark.parametrize("name", ["large.png", "large.jpg"])
+def test_a_large_image_is_scaled_while_it_is_decoded(tmp_path: Path, name: str) -> None:
+    """Pillow alone refuses it; of a JPEG not even the pixels are ever held."""
+    sheet = Image.new("L", (10_000, 9_500), 255)
+    sheet.paste(0, (0, 0, 5000, 9500))
+    path = stored(tmp_path, sheet, name)
+    before = Image.MAX_IMAGE_PIXELS
+    found = decode_image(path, (1, 28, 28))[0]
+    assert (found[:, :13] < 8).all()
+    assert (found[:, 15:] > 247).all()
+    assert before == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize(
@@ -268,7 +293,7 @@ class Lying(list[Any]):
 def test_a_class_that_miscounts_its_images_is_named(difference: int) -> None:
     images = Lying([np.zeros((3, 3), np.uint8)] * 3, difference)
     with pytest.raises(DataError, match="'miscounted'"):
-        decode_class(ImageClass("miscounted", "train", images), (1, 3, 3), False)
+        decode_class(ImageClass("miscounted", "train", images), Preprocessing((1, 3, 3)))
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])

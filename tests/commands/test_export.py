@@ -17,6 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hidra_cli.api.data import Fit
+from hidra_cli.api.decoding import read_picture
+from hidra_cli.api.preprocessing import FITS, Preprocessing, ValueRanges, fixed_ranges
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.jobs.adapt import adapt_task
 from hidra_cli.jobs.classifier import Classifier, load_classifier, save_classifier
@@ -84,7 +87,14 @@ def opened(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
             (found,) = session.run(["probabilities"], {"images": images.numpy()})
             return torch.from_numpy(found)
     else:
-        names = ("classes", "image_shape", "invert", "normalization", "smallest_batch")
+        names = (
+            "classes",
+            "image_shape",
+            "invert",
+            "normalization",
+            "smallest_batch",
+            "preprocessing",
+        )
         facts = dict.fromkeys((*names, "provenance", "hidra_export"), "")
         run = torch.export.load(path, extra_files=facts).module()
     return run, {name: json.loads(value) for name, value in facts.items()}
@@ -155,7 +165,8 @@ def test_the_file_explains_itself(hidra: Hidra, classifier: Path, form: str) -> 
     provenance = facts.pop("provenance")
     assert facts == {
         "classes": list(CLASSES), "image_shape": list(_SHAPE), "invert": False,
-        "normalization": "support", "smallest_batch": 1, "hidra_export": 1,
+        "preprocessing": json.loads(json.dumps(Preprocessing(_SHAPE).record())),
+        "normalization": "support", "smallest_batch": 1, "hidra_export": 2,
     }  # fmt: skip
     assert provenance["classifier"] == "classifier.safetensors"
     assert provenance["plugins"]["head"]["name"] == "hidra"
@@ -266,26 +277,85 @@ def test_a_full_disk_leaves_nothing(hidra: Hidra, classifier: Path, small_disk: 
     assert [path.name for path in small_disk.iterdir()] == ["other"]
 
 
+def programs_of_the_page() -> list[str]:
+    """The Python of docs/export.md: with onnxruntime, and with PyTorch."""
+    page = (ROOT / "docs" / "export.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def odd_pictures(folder: Path) -> list[Path]:
+    """Pictures that are stored in other ways than as 8-bit values, upright and square."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    soft = Image.fromarray(generator.integers(0, 256, (6, 9), np.uint8)).resize((45, 30))
+    grey = np.asarray(soft)
+    clear = Image.merge("LA", [soft, soft.rotate(180)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sixteen = grey.astype(np.uint16) * 257
+    made: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "grey.png": (soft, {}),
+        "clear.png": (clear, {}),
+        "ink.png": (clear.convert("RGBA"), {}),
+        "palette.png": (soft.convert("P"), {"transparency": 3}),
+        "sixteen.png": (Image.fromarray(sixteen), {}),
+        "sixteen-clear.png": (Image.fromarray(sixteen), {"transparency": int(sixteen[9, 9])}),
+        "big-endian.tif": (Image.fromarray(sixteen.astype(">u2")), {}),
+        "signed.tif": (Image.fromarray(sixteen.astype(np.int32) - 9000), {}),
+        "float.tif": (Image.fromarray(grey.astype(np.float32) / 200), {}),
+        "mask.png": (Image.fromarray(grey // 128), {}),
+        "turned.jpg": (soft.convert("RGB"), {"exif": exif}),
+        "cmyk.jpg": (soft.convert("CMYK"), {}),
+        "wide.png": (soft.convert("RGB").resize((300, 20)), {}),
+        "small.gif": (soft.resize((3, 5)), {}),
+    }
+    for name, (image, options) in made.items():
+        image.save(folder / name, **options)
+    with Image.open(folder / "big-endian.tif") as image:
+        assert image.mode == "I;16B"
+    return [folder / name for name in made]
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_page_reads_a_picture_as_hidra_does(tmp_path: Path, fit: Fit, channels: int) -> None:
+    need("onnx")
+    definitions, _, _ = programs_of_the_page()[0].partition("session = ")
+    page: dict[str, Any] = {}
+    exec(compile(definitions, "export.md", "exec"), page)
+    ranges = ValueRanges(integer=(-500, 60_000), floating=(0.1, 1.2))
+    records = [
+        Preprocessing((channels, 20, 24), fit=fit),
+        Preprocessing((channels, 20, 24), True, fit, "black", ranges),
+        Preprocessing((channels, 20, 24), True, fit, "#336699", fixed_ranges(0, 1)),
+    ]
+    for path in odd_pictures(tmp_path / "pictures"):
+        for wanted in records:
+            found = page["read"](path, json.loads(json.dumps(wanted.record())))
+            expected = read_picture(path, wanted).pixels
+            assert found.dtype == np.float32
+            assert np.array_equal(np.rint(found * 255), expected), (path.name, wanted)
+
+
 def test_the_examples_of_the_documentation_run(
-    hidra: Hidra, classifier: Path, tiny_images: PreparedImages, tmp_path: Path
+    hidra: Hidra, classifier: Path, tmp_path: Path
 ) -> None:
     need("onnx")
-    page = (ROOT / "docs" / "export.md").read_text()
-    with_onnx, with_torch = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    picture = tmp_path / "picture.png"
-    Image.fromarray(tiny_images.images[3, 0]).convert("RGB").resize((40, 24)).save(picture)
+    pictures = odd_pictures(tmp_path / "pictures")
     for form in FORMATS:
         assert hidra("export", classifier, "--format", form).code == 0
-    shown = hidra("predict", classifier, picture, "--json").json["predictions"][0]
-    for code in (with_onnx, with_torch):
+    shown = hidra("predict", classifier, *pictures, "--json").json["predictions"]
+    for code in programs_of_the_page():
         done = subprocess.run(
-            [sys.executable, "-c", code, str(picture)], cwd=classifier.parent, text=True,
+            [sys.executable, "-c", code, *map(str, pictures)], cwd=classifier.parent, text=True,
             capture_output=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        if code is with_onnx:
-            label, _, probability = done.stdout.strip().rpartition(" ")
-            assert label == shown["label"]
-            assert float(probability) == pytest.approx(shown["probability"], abs=1e-5)
-        else:
+        if "onnxruntime" not in code:
             assert len(eval(done.stdout)) == 5
+            continue
+        # A class may have a line break in its name.
+        told = re.findall(r"^(/.*)\t([^\t]*)\t(\S+)$", done.stdout, re.MULTILINE)
+        for row, (path, label, probability) in zip(shown, told, strict=True):
+            assert (path, label) == (row["image"], row["label"])
+            assert float(probability) == pytest.approx(row["probability"], abs=1e-5)

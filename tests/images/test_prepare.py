@@ -17,6 +17,7 @@ from PIL import Image
 
 from hidra_cli.api import DataError, Dataset, ImageClass
 from hidra_cli.api.decoding import decode_image
+from hidra_cli.api.preprocessing import Preprocessing, fixed_ranges, preprocessing_of
 from hidra_cli.errors import PluginError, RunError
 from hidra_cli.images.cache import StoreKey, cache_dir
 from hidra_cli.images.prepare import prepare
@@ -31,13 +32,14 @@ import resource, sys
 from pathlib import Path
 from hidra_cli.errors import HidraError
 from hidra_cli.images.prepare import prepare
+from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.images.cache import StoreKey
 from hidra_plugins.datasets.folder import Folder
 
 if __name__ == "__main__":
     source, path, size, limit = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
     dataset = Folder(source, size=size)
-    key = StoreKey("folder", "hidra-cli", {}, dataset.image_shape, False, str(source))
+    key = StoreKey("folder", "hidra-cli", {}, Preprocessing(dataset.image_shape), str(source))
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
@@ -78,7 +80,7 @@ class Faulty(Given):
 
 
 def run(dataset: Dataset, path: Path, **options: Any) -> bool:
-    key = StoreKey("toy", "toy-dist", {"b": 1, "a": "x"}, dataset.image_shape, dataset.invert, None)
+    key = StoreKey("toy", "toy-dist", {"b": 1, "a": "x"}, preprocessing_of(dataset), None)
     options = {"workers": 1, "source": None, "downloads": path.parent / "downloads"} | options
     return prepare(dataset, key, path, version="3.2", progress=lambda *_, **__: None, **options)
 
@@ -219,7 +221,7 @@ def test_progress_ends_with_all_images(toy: Given, tmp_path: Path) -> None:
         told.append((done, total))
         assert isinstance(remark, str)
 
-    key = StoreKey("toy", "toy-dist", {}, toy.image_shape, False, None)
+    key = StoreKey("toy", "toy-dist", {}, preprocessing_of(toy), None)
     prepare(
         toy,
         key,
@@ -389,17 +391,23 @@ def test_the_cache_is_where_the_first_answer_says(
 
 
 def test_whatever_changes_the_images_changes_the_name_of_the_file() -> None:
-    base = StoreKey("d", "dist", {"a": 1, "b": 2}, (1, 28, 28), False, None)
+    base = StoreKey("d", "dist", {"a": 1, "b": 2}, Preprocessing((1, 28, 28)), None)
     assert replace(base, options={"b": 2, "a": 1}).file_name == base.file_name
     assert base.file_name.startswith("d-28x28x1-")
+    changes: list[dict[str, Any]] = [
+        {"image_shape": (3, 28, 28)},
+        {"invert": True},
+        {"fit": "pad"},
+        {"background": "black"},
+        {"ranges": fixed_ranges(0, 1)},
+    ]
     others = [
         replace(base, distribution="other"),
         replace(base, options={"a": 1, "b": 3}),
-        replace(base, image_shape=(3, 28, 28)),
-        replace(base, invert=True),
+        *(replace(base, preprocessing=replace(base.preprocessing, **change)) for change in changes),
         replace(base, source="/data"),
     ]
-    assert len({key.file_name for key in [base, *others]}) == 6
+    assert len({key.file_name for key in [base, *others]}) == 9
 
 
 class Unpicklable(list[np.ndarray]):

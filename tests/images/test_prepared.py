@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hidra_cli.api import DataError, Dataset, ImageClass, Split
+from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.images import prepared
 from hidra_cli.images.cache import StoreKey
 from hidra_cli.images.file_format import seal
@@ -36,7 +37,7 @@ class Noise(Dataset):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "noise.h5"
-    key = StoreKey("noise", "toy-dist", {}, SHAPE, False, None)
+    key = StoreKey("noise", "toy-dist", {}, Preprocessing(SHAPE), None)
     prepare(
         Noise(),
         key,

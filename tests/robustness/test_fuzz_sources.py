@@ -25,6 +25,7 @@ from PIL import Image
 from hidra_cli.api import Dataset, ImageClass
 from hidra_cli.api.decoding import decode_class, formats
 from hidra_cli.api.folders import REFUSED_FORMATS
+from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.errors import HidraError
 from hidra_plugins.datasets.cifar import CifarFS, class_split
 from hidra_plugins.datasets.folder import Folder
@@ -145,7 +146,7 @@ def prepared(dataset: Dataset, folder: Path) -> None:
 
 def decoded(classes: list[ImageClass]) -> None:
     for image_class in classes:
-        decode_class(image_class, SHAPE, False)
+        decode_class(image_class, Preprocessing(SHAPE))
 
 
 def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:

@@ -6,6 +6,7 @@ for each meta-batch of tasks:  g = mean over tasks of ∇ L(φ_S; query);  Adam 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import time
@@ -468,6 +469,7 @@ class MetaTrainer:
             "dataset_hash": self.data.content_hash,
             "store": Path(self.data.place).name,
             "invert": self.data.attributes["invert"] == "True",
+            "preprocessing": json.loads(self.data.attributes.get("preprocessing", "null")),
             "iteration": self.iteration,
             "best": self.best.to_json(self.objective) if self.best else None,
             "skipped": [self.skipped, self.skipped_in_a_row],
