@@ -230,7 +230,8 @@ def _share_after(differs: npt.NDArray[np.bool_]) -> float:
     top = int(flat.any((1, 2)).argmax())
     band = flat[top : top + _BLOCK]  # blocks follow each other from left to right
     kept = len(band) * int(band.any((0, 2)).argmax())
-    return ((height - top) * width - kept) / (height * width)
+    missing: float = ((height - top) * width - kept) / (height * width)
+    return missing
 
 
 class _Quiet:

@@ -276,7 +276,7 @@ def test_bad_options_are_named(options: dict[str, Any], value: str) -> None:
 def test_dataset_plugins_import_neither_torch_nor_h5py() -> None:
     code = (
         "import sys\n"
-        "from hidra_plugins import cifar, folder, miniimagenet, omniglot\n"
+        "from hidra_plugins.datasets import cifar, folder, miniimagenet, omniglot\n"
         "print(sorted({'torch', 'torchvision', 'h5py'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
