@@ -203,7 +203,8 @@ def meta_train(
     runs_dir: flags.RunsDir = None,
     cache_dir: flags.CacheDir = None,
     dry_run: Annotated[
-        bool, _option("Run", "Check everything, tell the memory, take outer steps, write nothing.")
+        bool,
+        _option("Run", "Check all, take steps, report memory and speed, write nothing."),
     ] = False,
     print_config: Annotated[
         bool, _option("Run", "Show each setting, its value and where it came from, and stop.")

@@ -63,10 +63,6 @@ class Strategy(ABC):
     ) -> list[list[float]]:
         """For each task the query score after S steps; or before and after each, S + 1 numbers."""
 
-    def tasks_at_once(self, tasks: int) -> int:
-        """How many of T tasks are in memory together."""
-        return 1
-
     def other_processes(self, tasks: int) -> int:
         """How many other processes share T tasks, if it takes long."""
         return 0

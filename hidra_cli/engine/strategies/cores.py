@@ -45,9 +45,6 @@ class Threads(TaskByTask):
         self.workers = workers or torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.workers, "task")
 
-    def tasks_at_once(self, tasks: int) -> int:
-        return min(self.workers, tasks)
-
     def beside(self) -> AbstractContextManager[None]:
         """On one thread: those that an operator has called wait for more at work, and hold cores.
 
@@ -96,7 +93,7 @@ class Processes(Threads):
         self._worked = 0.0
 
     def other_processes(self, tasks: int) -> int:
-        return self.tasks_at_once(tasks) - 1
+        return min(self.workers, tasks) - 1
 
     def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterator[T]:
         begun = time.monotonic()

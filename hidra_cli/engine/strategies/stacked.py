@@ -26,9 +26,6 @@ class Batched(Strategy):
 
     name = "batched"
 
-    def tasks_at_once(self, tasks: int) -> int:
-        return min(self.micro_batch or tasks, tasks)
-
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
         learner = StackedLearner(self.learner)
         for chunk in chunks(batch, self.micro_batch):

@@ -249,27 +249,30 @@ class MetaTrainer:
             return self.inner
         return replace(self.inner, shares=(0.0, *[1 / steps] * steps))
 
-    def step(self, shape: TaskShape | None = None) -> Step:
+    def step(self, shape: TaskShape | None = None, inner: InnerLoop | None = None) -> Step:
         """One outer step. One that is not finite changes nothing but the counters.
 
         Args:
             shape: instead of the one drawn for this meta-batch.
+            inner: instead of the inner loop of this iteration.
 
         Raises:
             NotFiniteError: the loss or gradient is not finite, and steps are not to be skipped
                 or too many in a row were; names the task and how to replay it.
         """
         with self.strategy.beside():
-            return self._step(shape or self.train_episodes.shape(self.iteration))
+            return self._step(
+                shape or self.train_episodes.shape(self.iteration), inner or self.inner_now
+            )
 
-    def _step(self, shape: TaskShape) -> Step:
+    def _step(self, shape: TaskShape, inner: InnerLoop) -> Step:
         outer, size = self.settings.outer, self.settings.outer.meta_batch
         first = self.iteration * size
         # Plugins may draw from torch's own generator (dropout): keyed, so that resuming is exact.
         torch.manual_seed(stream_key(self.settings.run.seed, "step", self.iteration))
         with memory_errors():
             self.learner.head.before_outer_step(shape.ways)
-            outcome = self._shared_gradient(range(first, first + size), shape)
+            outcome = self._shared_gradient(range(first, first + size), shape, inner)
         step = Step(outcome, shape, self._clip(outer.clip))
         if step.finite:
             self._whole = False
@@ -287,13 +290,13 @@ class MetaTrainer:
         self._whole = True
         return step
 
-    def _shared_gradient(self, episodes: range, shape: TaskShape) -> Outcome:
+    def _shared_gradient(self, episodes: range, shape: TaskShape, inner: InnerLoop) -> Outcome:
         """The meta-gradient of a meta-batch, of which each process takes a share of the tasks."""
         mine = self.world.share(episodes)
         if mine:
             batch = self.train_episodes.batch(mine, shape)
             self._prefetch()
-            outcome = self._gradient(batch)
+            outcome = self._gradient(batch, inner)
         else:  # there are more processes than tasks
             self.optimizer.zero_grad(set_to_none=True)
             outcome = Outcome(0.0, 0.0)
@@ -314,9 +317,9 @@ class MetaTrainer:
             if mine:
                 self.train_episodes.prefetch(mine, self.train_episodes.shape(following))
 
-    def _gradient(self, batch: TaskBatch) -> Outcome:
+    def _gradient(self, batch: TaskBatch, inner: InnerLoop) -> Outcome:
         self.optimizer.zero_grad(set_to_none=True)
-        return self.strategy.meta_gradient(batch, self.inner_now)
+        return self.strategy.meta_gradient(batch, inner)
 
     def validate(self) -> Validation:
         """The mean score over the same validation episodes every time."""
@@ -532,7 +535,7 @@ class MetaTrainer:
         episodes = range(first, first + self.settings.outer.meta_batch)
         batch = self.train_episodes.batch(episodes, step.shape)
         for index in range(len(batch)):
-            outcome = self._gradient(batch.only(index))
+            outcome = self._gradient(batch.only(index), self.inner_now)
             if not (math.isfinite(outcome.loss) and math.isfinite(self._clip(0))):
                 return index, outcome.loss
         return None
