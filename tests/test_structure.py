@@ -57,7 +57,9 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 
 def test_built_in_plugins_come_through_their_entry_points() -> None:
-    direct = [path for path in MODULES if any(n.startswith("hidra_plugins") for n in imported(path))]
+    direct = [
+        path for path in MODULES if any(n.startswith("hidra_plugins") for n in imported(path))
+    ]
     assert not direct
 
 

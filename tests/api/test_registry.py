@@ -89,6 +89,7 @@ def test_the_built_ins_are_listed_first_and_by_name(install: Install) -> None:
     assert [p.name for p in registry.plugins("head")] == [
         "cosine",
         "hidra",
+        "hidra-prototypes",
         "maml",
         "protomaml",
         "random",

@@ -29,7 +29,10 @@ def assert_refused(done: Finished, code: int, *said: str) -> None:
         (["--dataset=omniglott"], ["no dataset called 'omniglott'", "did you mean 'omniglot'"]),
         (
             ["--head=maml", "--ways=2-5"],
-            ["serves only the number of ways", "cosine, hidra, protomaml, random, zero"],
+            [
+                "serves only the number of ways",
+                "cosine, hidra, hidra-prototypes, protomaml, random, zero",
+            ],
         ),
         (["--ways=0"], ["tasks.ways = 0 (flag)", "0 is not positive"]),
         (["--ways=-3"], ["tasks.ways", "-3 is not positive"]),

@@ -14,6 +14,7 @@ from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.task_batch import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4
 from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml, Random, Zero
+from hidra_plugins.prototype_head import HidraPrototypes
 
 HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "cosine": (Cosine, {}),
@@ -23,6 +24,7 @@ HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "random": (Random, {}),
     "zero": (Zero, {}),
     "protomaml": (ProtoMaml, {}),
+    "hidra-prototypes": (HidraPrototypes, {}),
 }
 MODES: tuple[Mode, ...] = get_args(Mode)
 
