@@ -18,19 +18,11 @@ from hidra_cli.api.options import options
 from hidra_cli.app import app
 from hidra_cli.commands import meta_train
 from hidra_cli.settings.changes import MAY_CHANGE
-from hidra_cli.settings.layers import RESERVED_VARIABLES
+from hidra_cli.settings.layers import OTHER_VARIABLES
 from hidra_cli.settings.schema import Settings
 
 HOW = "python docs/generate.py"
 NOTE = f"<!-- Written by `{HOW}`, from the help texts of the program: change them there. -->"
-# The variables that are no settings; a test of the settings knows the same names.
-OTHER_VARIABLES = {
-    "HIDRA_HOME": "Folder of hidra's own files, in place of `~/.cache/hidra`.",
-    "HIDRA_CACHE_DIR": "Where prepared images are kept, as `--cache-dir`; before HIDRA_HOME.",
-    "HIDRA_RUNS_DIR": "Where runs are kept, as `--runs-dir`, in place of `./runs`.",
-    "HIDRA_PLUGINS": "`none` leaves out all plugins but the built-in ones.",
-    "HIDRA_DEBUG": "Anything but nothing: show the traceback of an error, as `--debug`.",
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,6 @@ def settings_page() -> str:
             spelled = flag.shown.split()[0].strip("`")
             rows.append([f"`{key}`", f"`{spelled}`, {variable}", default, flag.meaning])
         lines.append(_table(["key", "flag, variable", "default", "meaning"], rows))
-    assert set(OTHER_VARIABLES) == RESERVED_VARIABLES
     lines += [
         "## Variables that are no settings",
         _table(["variable", "meaning"], [[f"`{k}`", v] for k, v in OTHER_VARIABLES.items()]),

@@ -39,10 +39,10 @@ WriteImage = Callable[[Path], Path]
 
 def _real(*parts: str) -> Path:
     beside = Path(__file__).resolve().parents[2] / "shared" / "datasets"
-    root = Path(os.environ.get("HIDRA_TEST_DATA") or beside)
+    root = Path(os.environ.get("TEST_DATASETS") or beside)
     path = root.joinpath(*parts)
     if not path.exists():
-        pytest.skip(f"{Path(*parts)} is not in {root}; set HIDRA_TEST_DATA to its folder")
+        pytest.skip(f"{Path(*parts)} is not in {root}; set TEST_DATASETS to its folder")
     return path
 
 

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from hidra_cli.errors import PluginError, UsageError, nearest
 
 
-def _literal(annotation: Any, value: Any) -> Any:
+def literal_choice(annotation: Any, value: Any) -> Any:
     """The choice of a Literal that a text spells: "2" is 2 for Literal[1, 2]."""
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     return next((c for c in choices if isinstance(value, str) and str(c) == value), value)
@@ -33,11 +33,11 @@ def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) ->
             problems.append(f"{name}: unknown option. {nearest(name, by_name)}".strip())
             continue
         try:
-            given_value = _literal(option.annotation, value)
+            given_value = literal_choice(option.annotation, value)
             adapter = TypeAdapter(option.annotation, config=ConfigDict(allow_inf_nan=False))
-            _check_values(given_value)
+            check_storable(given_value)
             values[name] = adapter.validate_python(given_value)
-            _check_values(values[name])
+            check_storable(values[name])
         except PydanticUserError as exc:
             raise PluginError(
                 f"{label} has an option of a type that cannot be given as text: {name}",
@@ -58,7 +58,7 @@ def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) ->
     return values
 
 
-def _check_values(value: Any) -> None:
+def check_storable(value: Any) -> None:
     """Refuse what a TOML file cannot hold, and Python cannot even print."""
     if isinstance(value, int) and value.bit_length() > 64:
         raise ValueError("an integer of more than 64 bits")
@@ -71,7 +71,7 @@ def _check_values(value: Any) -> None:
         value = [*value, *value.values()]
     if isinstance(value, list | tuple):
         for part in value:
-            _check_values(part)
+            check_storable(part)
 
 
 @dataclass(frozen=True)

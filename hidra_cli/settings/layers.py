@@ -11,22 +11,19 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hidra_cli.api.options import _check_values
+from hidra_cli.api.options import check_storable
 from hidra_cli.errors import UsageError, nearest
 from hidra_cli.settings.presets import preset_text
 from hidra_cli.settings.schema import Settings
 
-RESERVED_VARIABLES = {
-    "HIDRA_HOME",
-    "HIDRA_CACHE_DIR",
-    "HIDRA_RUNS_DIR",
-    "HIDRA_PLUGINS",
-    "HIDRA_DEBUG",
+# The variables of hidra that are no settings, and what they mean.
+OTHER_VARIABLES = {
+    "HIDRA_HOME": "Folder of hidra's own files, in place of `~/.cache/hidra`.",
+    "HIDRA_CACHE_DIR": "Where prepared images are kept, as `--cache-dir`; before HIDRA_HOME.",
+    "HIDRA_RUNS_DIR": "Where runs are kept, as `--runs-dir`, in place of `./runs`.",
+    "HIDRA_PLUGINS": "`none` leaves out all plugins but the built-in ones.",
+    "HIDRA_DEBUG": "Anything but nothing: show the traceback of an error, as `--debug`.",
 }
-
-
-# Beside the project's own tests, which find real data through it.
-RESERVED_PREFIXES = ("HIDRA_TEST_",)
 
 
 @dataclass(frozen=True)
@@ -198,9 +195,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     ours = {
         name: value
         for name, value in environ.items()
-        if name.startswith("HIDRA_")
-        and name not in RESERVED_VARIABLES
-        and not name.startswith(RESERVED_PREFIXES)
+        if name.startswith("HIDRA_") and name not in OTHER_VARIABLES
     }
     # An unknown variable keeps its own name and is reported with the unknown keys.
     return {_VARIABLES.get(name, name): value for name, value in ours.items()}
@@ -228,7 +223,7 @@ def _read(path: Path) -> str:
 def _parse_toml(text: str, origin: str) -> dict[str, Any]:
     try:
         found = tomllib.loads(text)
-        _check_values(found)
+        check_storable(found)
         return found
     except (ValueError, RecursionError) as exc:  # also numbers and nesting beyond all measure
         raise UsageError(f"{origin} is not valid TOML", why=str(exc)) from exc
@@ -236,7 +231,7 @@ def _parse_toml(text: str, origin: str) -> dict[str, Any]:
 
 def _checked(key: str, value: Any) -> Any:
     """A layer's value; the options that a variable spells, a=1,b=2, as a table."""
-    _check_values(value)
+    check_storable(value)
     if isinstance(value, str) and key in _PLUGIN_OPTIONS.values():
         try:
             return parse_assignments(filter(str.strip, value.split(",")), key)

@@ -17,7 +17,7 @@ from pydantic import (
     field_validator,
 )
 
-from hidra_cli.api.options import _literal
+from hidra_cli.api.options import literal_choice
 from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS, Numbers
 
 MOST_STEPS = 10**12
@@ -35,7 +35,7 @@ class _Section(BaseModel):
         """Flags and variables are text; true and false are no numbers."""
         if isinstance(value, bool):
             raise ValueError("true and false are not expected here")
-        return _literal(cls.model_fields[str(info.field_name)].annotation, value)
+        return literal_choice(cls.model_fields[str(info.field_name)].annotation, value)
 
 
 class DatasetSettings(_Section):

@@ -41,7 +41,7 @@ class Running:
     """
 
     def __init__(self, command: list[str]) -> None:
-        self.mark = f"HIDRA_TEST_MARK={uuid.uuid4().hex}"
+        self.mark = f"TEST_MARK={uuid.uuid4().hex}"
         name, value = self.mark.split("=")
         given = {n: v for n, v in os.environ.items() if not n.startswith("HIDRA_")}
         # Files, not pipes: an orphan would hold these open.
