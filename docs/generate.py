@@ -6,7 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +16,11 @@ from typer.models import ArgumentInfo, OptionInfo
 from hidra_cli.api import registry
 from hidra_cli.api.options import options
 from hidra_cli.app import app
-from hidra_cli.commands import meta_train
+from hidra_cli.commands.setting_flags import parameter_name
 from hidra_cli.settings.changes import MAY_CHANGE
+from hidra_cli.settings.declarations import SECTIONS, SETTINGS
 from hidra_cli.settings.layers import OTHER_VARIABLES
-from hidra_cli.settings.schema import Settings
+from hidra_cli.settings.setting import Setting
 
 HOW = "python docs/generate.py"
 NOTE = f"<!-- Written by `{HOW}`, from the help texts of the program: change them there. -->"
@@ -30,13 +31,11 @@ class Parameter:
     """One option or argument of a command, as its signature declares it.
 
     Attributes:
-        name: of the function's parameter.
         shown: as one types it.
         default: what it is when left out.
         panel: of --help, if it has one.
     """
 
-    name: str
     shown: str
     meaning: str
     default: str
@@ -52,8 +51,6 @@ def commands_page() -> str:
     found = dict(_commands(app, "hidra"))
     each = [{p.shown: p for p in parameters(command)} for command in found.values()]
     everywhere = [p for shown, p in each[0].items() if all(shown in of for of in each)]
-    defaults = _setting_defaults()
-    of_setting = {name: _code(defaults[key]) for name, key in meta_train._FLAGS.items()}
     lines = [
         "# Commands",
         NOTE,
@@ -65,8 +62,6 @@ def commands_page() -> str:
     ]
     for name, command in found.items():
         own = [p for p in parameters(command) if p not in everywhere]
-        if command is meta_train.meta_train:
-            own = [replace(p, default=p.default or of_setting.get(p.name, "")) for p in own]
         lines += [f"## {name}", *_described(command)]
         for panel in dict.fromkeys(p.panel for p in own):
             rows = [_row(p) for p in own if p.panel == panel]
@@ -75,10 +70,6 @@ def commands_page() -> str:
 
 
 def settings_page() -> str:
-    by_name = {p.name: p for p in parameters(meta_train.meta_train)}
-    flag_of = {key: by_name[name] for name, key in meta_train._FLAGS.items()}
-    flag_of |= {key: by_name[name] for name, (key, _) in meta_train._OPTION_FLAGS.items()}
-    defaults = _setting_defaults()
     lines = [
         "# Settings",
         NOTE,
@@ -93,16 +84,10 @@ def settings_page() -> str:
         "of these; who names another plugin starts from its defaults. A run that is resumed may "
         "change only " + ", ".join(f"`{key}`" for key in sorted(MAY_CHANGE)) + ".",
     ]
-    for section, field in Settings.model_fields.items():
-        model: Any = field.annotation
-        lines += [f"## [{section}]", inspect.cleandoc(model.__doc__)]
-        rows = []
-        for key in model.model_fields:
-            flag, variable = flag_of[f"{section}.{key}"], f"`HIDRA_{section}_{key}`".upper()
-            default = _code(defaults[f"{section}.{key}"]) or flag.default
-            spelled = flag.shown.split()[0].strip("`")
-            rows.append([f"`{key}`", f"`{spelled}`, {variable}", default, flag.meaning])
-        lines.append(_table(["key", "flag, variable", "default", "meaning"], rows))
+    for section, declarations in SECTIONS.items():
+        lines += [f"## [{section}]", inspect.cleandoc(declarations.__doc__ or "")]
+        rows = [_setting_row(setting) for setting in SETTINGS if setting.section == section]
+        lines.append(_table(["key", "flag, variable", "value", "default", "meaning"], rows))
     lines += [
         "## Variables that are no settings",
         _table(["variable", "meaning"], [[f"`{k}`", v] for k, v in OTHER_VARIABLES.items()]),
@@ -112,27 +97,38 @@ def settings_page() -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _setting_defaults() -> dict[str, Any]:
-    """Dotted key → default; nothing for one that is left to another setting or a plugin."""
-    return {
-        f"{section}.{key}": "" if value in (None, {}) else value
-        for section, keys in Settings().model_dump().items()
-        for key, value in keys.items()
-    }
+def _setting_row(setting: Setting) -> list[str]:
+    names = f"`{setting.flag}`, `{setting.variable}`"
+    default = _setting_default(setting)
+    return [f"`{setting.name}`", names, f"`{setting.values}`", default, setting.about.help]
+
+
+def _setting_default(setting: Setting) -> str:
+    """As one would type it; what stands for it, as words."""
+    return setting.about.unset or _code(setting.default_text)
 
 
 def parameters(command: Callable[..., Any]) -> list[Parameter]:
     """The arguments and options of a command, in their order."""
-    hints = typing.get_type_hints(command, include_extras=True)
-    found = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        kind, declared = typing.get_args(hints[name])[:2]
-        meaning, default = _split_default(declared.help)
-        if default is None:
-            default = _default(parameter.default)
-        shown = _shown(name, kind, declared)
-        found.append(Parameter(name, shown, meaning, default, declared.rich_help_panel))
-    return found
+    settings = {parameter_name(setting): setting for setting in SETTINGS}
+    return [
+        _of_setting(settings[name]) if name in settings else _of_command(parameter)
+        for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+    ]
+
+
+def _of_setting(setting: Setting) -> Parameter:
+    shown = f"`{setting.flag} {setting.values}`"
+    return Parameter(shown, setting.about.help, _setting_default(setting), setting.title)
+
+
+def _of_command(parameter: inspect.Parameter) -> Parameter:
+    kind, declared = typing.get_args(parameter.annotation)[:2]
+    meaning, default = _split_default(declared.help)
+    shown = _shown(parameter.name, kind, declared)
+    if default is None:
+        default = _default(parameter.default)
+    return Parameter(shown, meaning, default, declared.rich_help_panel)
 
 
 def _shown(name: str, kind: Any, declared: OptionInfo | ArgumentInfo) -> str:
@@ -147,18 +143,19 @@ def _shown(name: str, kind: Any, declared: OptionInfo | ArgumentInfo) -> str:
 
 
 def _placeholder(kind: Any) -> str:
-    """What stands for the value: its choices, or its type in capitals."""
+    """What stands for the value: its choices, or its type."""
     for part in (kind, *typing.get_args(kind)):
         if typing.get_origin(part) is Literal:
             return "|".join(map(str, typing.get_args(part)))
     first = next((part for part in typing.get_args(kind) if part is not type(None)), kind)
-    return {int: "N", float: "X", Path: "PATH"}.get(first, "VALUE")
+    return f"<{first.__name__.lower()}>"
 
 
 def _split_default(text: str | None) -> tuple[str, str | None]:
-    """The meaning, and the default that a help text ends with: `Seed. [0]`."""
-    match = re.fullmatch(r"(.*?)\s*\[([^\[\]]+)\]", text or "", re.DOTALL)
-    return (match[1], match[2]) if match else (text or "", None)
+    """The meaning, and the default that a help text ends with; see `flags.with_default`."""
+    text = re.sub(r"\[/?dim\]|\\(?=\[)|default: ", "", text or "")
+    match = re.fullmatch(r"(.*?)\s*\[([^\[\]]+)\]", text, re.DOTALL)
+    return (match[1], match[2]) if match else (text, None)
 
 
 def _default(value: Any) -> str:

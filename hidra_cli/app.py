@@ -35,6 +35,7 @@ app = typer.Typer(
     help="Few-shot image classification with any number of classes.",
     epilog="Start with `hidra meta-train`: it needs no data and ends in under five minutes.",
     no_args_is_help=True,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

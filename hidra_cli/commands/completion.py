@@ -17,6 +17,8 @@ from typing import NoReturn
 
 import typer
 
+from hidra_cli.settings.setting import Completion, Setting
+
 VARIABLE = "_HIDRA_COMPLETE"
 
 Offer = tuple[str, str]
@@ -57,6 +59,22 @@ def runs_to_resume(ctx: typer.Context) -> list[Offer]:
 def run_paths(ctx: typer.Context) -> list[Offer]:
     """Paths of run directories."""
     return [(str(path), "") for path in _runs(ctx)]
+
+
+def of_setting(setting: Setting) -> Callable[..., list[Offer]] | None:
+    """What offers the values of a setting; None where any text may be one."""
+    if setting.about.completion is not None:
+        return _OF[setting.about.completion]
+    offers = [(choice, "") for choice in setting.choices]
+    return (lambda: offers) if offers else None
+
+
+_OF: dict[Completion, Callable[..., list[Offer]]] = {
+    "datasets": datasets,
+    "backbones": backbones,
+    "heads": heads,
+    "runs": run_paths,
+}
 
 
 def _plugins(kind: str) -> list[Offer]:

@@ -7,27 +7,43 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hidra_cli.settings.declarations import SETTINGS
+
 if TYPE_CHECKING:
     from hidra_cli.settings.schema import DatasetSettings
     from hidra_cli.system.console import Console
 
+
+def with_default(text: str, default: str) -> str:
+    """A help text and what holds without the flag, where the flag's own default does not say it."""
+    return rf"{text} [dim]\[default: {default}][/dim]"  # rich takes a bare [word] for markup
+
+
+_SETTING = {setting.key: setting for setting in SETTINGS}
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and results.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 CacheDir = Annotated[
     Path | None,
-    typer.Option(help="Where prepared images are kept. [HIDRA_CACHE_DIR, ~/.cache/hidra]"),
+    typer.Option(
+        help=with_default("Where prepared images are kept.", "HIDRA_CACHE_DIR, ~/.cache/hidra")
+    ),
 ]
-RunsDir = Annotated[Path | None, typer.Option(help="Where runs are kept. [HIDRA_RUNS_DIR, ./runs]")]
-Source = Annotated[
-    str | None, typer.Option(help="Folder or archive that holds the images of the dataset.")
+RunsDir = Annotated[
+    Path | None,
+    typer.Option(help=with_default("Where runs are kept.", "HIDRA_RUNS_DIR, ./runs")),
 ]
+Source = Annotated[str | None, typer.Option(help=_SETTING["dataset.source"].about.help)]
 DataOpt = Annotated[
     list[str] | None,
-    typer.Option(help="Option of the dataset, name=value; may be repeated.", metavar="NAME=VALUE"),
+    typer.Option(
+        help=_SETTING["dataset.options"].about.help, metavar=_SETTING["dataset.options"].values
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … [auto]")]
+Device = Annotated[
+    str | None, typer.Option(help=with_default(_SETTING["run.device"].about.help, "auto"))
+]
 Split = Annotated[
     Literal["train", "val", "test"], typer.Option(help="Classes to take episodes from.")
 ]

@@ -14,9 +14,10 @@ from typing import Any
 from hidra_cli.errors import DataError, HidraError
 from hidra_cli.runs.directory import RunDir
 from hidra_cli.runs.records import read_json
+from hidra_cli.settings.declarations import MOST_STEPS
 from hidra_cli.settings.layers import Resolved, resolve
 from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS
-from hidra_cli.settings.schema import MOST_STEPS, Settings
+from hidra_cli.settings.schema import Settings
 from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Objective
 
 MOST_EVALUATIONS = 4

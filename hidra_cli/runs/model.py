@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def restore_learner(
     settings, image_shape, max_ways = described(checkpoint)
     trained = settings.model.normalization
     if normalization is not None:
-        model = settings.model.model_copy(update={"normalization": normalization})
+        model = replace(settings.model, normalization=normalization)
         settings = settings.model_copy(update={"model": model})
     learner = build_learner(settings, image_shape, max_ways, restoring=True)
     if learner.state_dict().keys() != checkpoint.part("model").keys() and normalization != trained:

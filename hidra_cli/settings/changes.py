@@ -6,20 +6,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hidra_cli.errors import UsageError
+from hidra_cli.settings.declarations import SETTINGS
 from hidra_cli.settings.layers import Resolved, flatten
 from hidra_cli.settings.schema import Settings
 
 # What a resumed run may do otherwise: the steps already taken would have been the same.
-MAY_CHANGE = {
-    "outer.iterations",
-    "outer.test_episodes",
-    "run.device",
-    "run.graphs",
-    "run.log",
-    "run.micro_batch",
-    "run.save_seconds",
-    "run.strategy",
-}
+MAY_CHANGE = {setting.key for setting in SETTINGS if setting.about.may_change}
 
 
 def check_resumable(before: Settings, now: Resolved) -> None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from hidra_cli.api.options import check_storable
 from hidra_cli.errors import UsageError, nearest
+from hidra_cli.settings.declarations import SECTIONS, SETTINGS
 from hidra_cli.settings.presets import preset_text
 from hidra_cli.settings.schema import Settings
 
@@ -23,6 +24,16 @@ OTHER_VARIABLES = {
     "HIDRA_RUNS_DIR": "Where runs are kept, as `--runs-dir`, in place of `./runs`.",
     "HIDRA_PLUGINS": "`none` leaves out all plugins but the built-in ones.",
     "HIDRA_DEBUG": "Anything but nothing: show the traceback of an error, as `--debug`.",
+}
+
+
+_SETTINGS = {setting.key: setting for setting in SETTINGS}
+_VARIABLES = {setting.variable: setting.key for setting in SETTINGS}
+# Which setting names the plugin that another one's table is of.
+_OPTIONS_OF = {
+    f"{setting.section}.{setting.about.options_of}": setting.key
+    for setting in SETTINGS
+    if setting.about.options_of
 }
 
 
@@ -72,14 +83,14 @@ def resolve(
     layers.append(("environment", _from_environment(os.environ if environ is None else environ)))
     layers.append(("flag", flags))
 
-    merged: dict[str, Any] = {key: _DEFAULTS[key] for key in _PLUGIN_OPTIONS}
+    merged: dict[str, Any] = {name: _SETTINGS[name].default for name in _OPTIONS_OF}
     origins: dict[str, str] = {}
     problems: list[str] = []
     for origin, layer in layers:
         good = {}
         for key, value in layer.items():
-            if not _is_known(key):
-                known = _VARIABLES if origin == "environment" else _KEYS
+            if key not in _SETTINGS:
+                known = _VARIABLES if origin == "environment" else _SETTINGS
                 problems.append(f"{key} ({origin}): unknown key. {nearest(key, known)}".strip())
                 continue
             try:
@@ -105,7 +116,7 @@ def resolve(
 
 def lay_over(below: dict[str, Any], layer: Mapping[str, Any]) -> None:
     """Put a layer of flat settings over others; options join those of the same plugin below."""
-    for name, options in _PLUGIN_OPTIONS.items():
+    for name, options in _OPTIONS_OF.items():
         if name in below and layer.get(name, below[name]) != below[name]:
             below.pop(options, None)
     for key, value in layer.items():
@@ -132,43 +143,11 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
     return found
 
 
-def _keys() -> tuple[str, ...]:
-    return tuple(
-        f"{section}.{key}"
-        for section, field in Settings.model_fields.items()
-        for key in _model_of(field.annotation).model_fields
-    )
-
-
-def _model_of(annotation: Any) -> type[BaseModel]:
-    assert isinstance(annotation, type)
-    assert issubclass(annotation, BaseModel)
-    return annotation
-
-
-_KEYS = _keys()
-
-
-# Which setting names the plugin that other settings are options of.
-_PLUGIN_OPTIONS = {
-    "dataset.name": "dataset.options",
-    "model.backbone": "model.backbone_options",
-    "model.head": "model.head_options",
-}
-
-
-_VARIABLES = {f"HIDRA_{key.replace('.', '_').upper()}": key for key in _KEYS}
-
-
-def _is_known(key: str) -> bool:
-    return key in _KEYS
-
-
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     """{"tasks": {"ways": 5}} → {"tasks.ways": 5}; option tables stay whole."""
     flat: dict[str, Any] = {}
     for section, content in nested.items():
-        if isinstance(content, Mapping) and (content or section in Settings.model_fields):
+        if isinstance(content, Mapping) and (content or section in SECTIONS):
             flat.update({f"{section}.{key}": value for key, value in content.items()})
         else:
             flat[section] = content
@@ -181,9 +160,6 @@ def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
     return nested
-
-
-_DEFAULTS = flatten(Settings().model_dump())
 
 
 def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
@@ -232,7 +208,7 @@ def _parse_toml(text: str, origin: str) -> dict[str, Any]:
 def _checked(key: str, value: Any) -> Any:
     """A layer's value; the options that a variable spells, a=1,b=2, as a table."""
     check_storable(value)
-    if isinstance(value, str) and key in _PLUGIN_OPTIONS.values():
+    if isinstance(value, str) and key in _OPTIONS_OF.values():
         try:
             return parse_assignments(filter(str.strip, value.split(",")), key)
         except UsageError as exc:

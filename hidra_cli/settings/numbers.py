@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 MOST_WAYS_OR_SHOTS = 100_000
 
@@ -55,8 +57,16 @@ def format_numbers(numbers: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-Numbers = Annotated[
-    tuple[int, ...],
-    BeforeValidator(parse_numbers),
-    PlainSerializer(format_numbers, return_type=str),
-]
+class _Numbers:
+    """How pydantic reads and writes such a list; it is imported only when it asks."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        from pydantic import BeforeValidator, PlainSerializer
+
+        write = PlainSerializer(format_numbers, return_type=str)
+        return handler(Annotated[source, BeforeValidator(parse_numbers), write])
+
+
+Numbers = Annotated[tuple[int, ...], _Numbers()]

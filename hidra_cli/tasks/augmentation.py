@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hidra_cli.settings.schema import Augment
+from hidra_cli.settings.declarations import Augment
 
 # Padding of CIFAR images before random cropping (He et al. 2016): 4 of 32 pixels on every side.
 _SHIFT_SHARE = 8

@@ -12,7 +12,7 @@ import torch
 from hidra_cli.api.data import Split
 from hidra_cli.engine.task_batch import Examples, TaskBatch
 from hidra_cli.images.prepared import PreparedImages
-from hidra_cli.settings.schema import Augment
+from hidra_cli.settings.declarations import Augment
 from hidra_cli.system.random_streams import stream_key
 from hidra_cli.tasks.augmentation import MIRRORED, augmented
 from hidra_cli.tasks.episodes import EpisodeSampler, draw

@@ -17,7 +17,8 @@ from hidra_cli.engine.task_batch import TaskBatch
 from hidra_cli.errors import UsageError
 from hidra_cli.images.open import open_images
 from hidra_cli.images.prepared import PreparedImages
-from hidra_cli.settings.schema import Augment, DatasetSettings
+from hidra_cli.settings.declarations import Augment
+from hidra_cli.settings.schema import DatasetSettings
 from hidra_cli.tasks.functions import FunctionSampler, FunctionTasks
 from hidra_cli.tasks.images import ImageSampler
 from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Objective

@@ -86,6 +86,12 @@ def test_a_begun_word_is_finished(tmp_path: Path) -> None:
     assert bash(tmp_path, "presets", "show", "") == preset_names()
 
 
+def test_the_choices_of_a_setting_are_completed(tmp_path: Path) -> None:
+    assert bash(tmp_path, "meta-train", "--graphs", "") == ["keep", "recompute"]
+    assert bash(tmp_path, "meta-train", "--order", "=", "") == ["1", "2"]
+    assert bash(tmp_path, "meta-train", "--normalization", "t") == ["tasknorm", "transductive"]
+
+
 def test_runs_are_completed_from_the_folder_that_is_meant(tmp_path: Path) -> None:
     for name in ("runs/one", "runs/two", "runs/.hidden", "other/three"):
         (tmp_path / name).mkdir(parents=True)

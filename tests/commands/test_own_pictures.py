@@ -312,7 +312,7 @@ def test_no_step_at_all_is_taken_where_none_is_best(
     places = [f"--cache-dir={cache_dir}", f"--runs-dir={tmp_path}", "--name=p", "-q"]
     assert hidra("meta-train", *TINY_RUN, *flags, *places).code == 0
     model = load_model(tmp_path / "p", CPU)
-    inner = model.settings.inner.model_copy(update={"inner_lr": 1e3})
+    inner = replace(model.settings.inner, inner_lr=1e3)
     model = replace(model, settings=model.settings.model_copy(update={"inner": inner}))
     given = labelled_pictures(pictures / "support")
     images = read_pictures(given.paths, recorded_preprocessing(model.meta))

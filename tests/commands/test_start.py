@@ -50,6 +50,11 @@ print("heavy:", sorted(set({HEAVY!r}) & set(sys.modules)))
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_command_line_is_declared_without_pydantic(tmp_path: Path) -> None:
+    code = "import hidra_cli.app, sys; print('pydantic' in sys.modules)"
+    assert run_python(code, tmp_path).stdout == "False\n"
+
+
 def test_preparing_images_needs_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys

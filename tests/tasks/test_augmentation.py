@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.jobs.training.trainer import MetaTrainer
-from hidra_cli.settings.schema import Augment
+from hidra_cli.settings.declarations import Augment
 from hidra_cli.tasks.augmentation import augmented
 from hidra_cli.tasks.images import ImageSampler
 from hidra_cli.tasks.shape import TaskShape

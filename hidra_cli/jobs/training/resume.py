@@ -128,7 +128,7 @@ def _changed_plugins(checkpoint: Checkpoint, settings: Settings) -> list[str]:
 def _resumed(
     chosen: str,
     runs_dir: Path,
-    flags: dict[str, Any],
+    flags: Mapping[str, Any],
     config: Path | None,
     preset: str | None,
     name: str | None,

@@ -1,0 +1,138 @@
+"""How a setting is declared, and what follows from it: its flag, variable, choices and default."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from hidra_cli.settings.numbers import Numbers, format_numbers
+
+T = TypeVar("T")
+
+Completion = Literal["datasets", "backbones", "heads", "runs"]
+"""What the Tab key offers as values of a setting, where its type has no choices."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the type and the default of a setting do not say.
+
+    Attributes:
+        help: one line for --help and the docs, without choices and default.
+        flag: its flag, where that is not its name.
+        metavar: what stands for its value in --help, where the type says too little.
+        unset: what None means as its default.
+        completion: what the Tab key offers.
+        options_of: the setting of the same section that names the plugin which has these options.
+        may_change: a resumed run may change it: the steps already taken would have been the same.
+    """
+
+    help: str
+    flag: str = ""
+    metavar: str = ""
+    unset: str = ""
+    completion: Completion | None = None
+    options_of: str = ""
+    may_change: bool = False
+
+
+def setting(
+    default: T,
+    help: str,
+    *,
+    flag: str = "",
+    metavar: str = "",
+    unset: str = "",
+    completion: Completion | None = None,
+    options_of: str = "",
+    may_change: bool = False,
+    **bounds: float,
+) -> T:
+    """Declare a field of a section; see `About`. The bounds are pydantic's: ge, gt, le, lt.
+
+    A type checker sees the default, which has the type of the field.
+    """
+    about = About(help, flag, metavar, unset, completion, options_of, may_change)
+    # Pydantic takes the arguments of its `Field` from the metadata of a dataclass's field.
+    metadata = {"about": about, **bounds}
+    declared: Any
+    if isinstance(default, dict):
+        declared = dataclasses.field(default_factory=dict, metadata=metadata)
+    else:
+        declared = dataclasses.field(default=default, metadata=metadata)
+    return declared  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One declared setting, as the command line, the docs and the layers of settings need it."""
+
+    section: str
+    title: str
+    name: str
+    type: Any
+    default: Any
+    about: About
+
+    @property
+    def key(self) -> str:
+        """`inner.steps`, as errors and origins call it."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def flag(self) -> str:
+        return self.about.flag or f"--{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        return f"HIDRA_{self.section}_{self.name}".upper()
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its value is a table of a plugin's options, name=value."""
+        return get_origin(self.type) is dict
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values it may have, where they can be counted."""
+        return tuple(map(str, get_args(self.type))) if get_origin(self.type) is Literal else ()
+
+    @property
+    def values(self) -> str:
+        """What its value may be: `<int>`, `keep|recompute`."""
+        if self.about.metavar or self.choices:
+            return self.about.metavar or "|".join(self.choices)
+        if self.is_table:
+            return "NAME=VALUE"
+        return "<numbers>" if self.type == Numbers else f"<{self.type.__name__}>"
+
+    @property
+    def default_text(self) -> str:
+        """Its default as one would type it; what None means; nothing for a table."""
+        if self.default is None or self.is_table:
+            return self.about.unset
+        return format_numbers(self.default) if self.type == Numbers else str(self.default)
+
+
+def settings_of(section: str, declarations: type[Any]) -> list[Setting]:
+    """The settings that the fields of a dataclass declare, in their order."""
+    return [
+        Setting(
+            section=section,
+            title=declarations.title,
+            name=field.name,
+            type=_without_none(field.type),
+            default=None if field.default is dataclasses.MISSING else field.default,
+            about=field.metadata["about"],
+        )
+        for field in dataclasses.fields(declarations)
+    ]
+
+
+def _without_none(annotation: Any) -> Any:
+    """`str` for `str | None`; any other type as it is."""
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    optional = NoneType in get_args(annotation)
+    return parts[0] if optional else annotation
