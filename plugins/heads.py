@@ -23,7 +23,7 @@ Prior = Annotated[
 _SHORTEST = 1e-3
 
 
-class _Linear(Head):
+class Linear(Head):
     """N neurons; fast weights are `weight` (N, F) and `bias` (N,)."""
 
     api_version = 1
@@ -32,12 +32,15 @@ class _Linear(Head):
         return F.linear(features, fast_weights["weight"], fast_weights["bias"])
 
 
-class Hidra(_Linear):
+class Hidra(Linear):
     """One meta-learned master neuron; a task of any N starts from N copies of it.
 
     HIDRA, Drumond et al., arXiv 1910.12749. Under softmax cross-entropy the master's value
     cancels (all its copies move every logit alike); what helps is that the neurons are identical.
     Under sigmoid and squared error its value counts.
+
+    Features of a frozen network are best normalized: their lengths say little about classes, and
+    the scale then decides how far a step goes, in any task.
     """
 
     identical_neurons = True
@@ -56,10 +59,18 @@ class Hidra(_Linear):
             Literal["xavier", "zero"], "how the master starts; zero is the better under sigmoid"
         ] = "xavier",
         prior: Prior = False,
+        normalize: Annotated[bool, "give every example's features the length `scale`"] = False,
+        scale: Annotated[
+            float, "of normalized features, at first; the outer loop learns it on"
+        ] = 10.0,
     ) -> None:
         super().__init__(features, max_ways)
         self.master_update = master
         self.prior = prior
+        if normalize:
+            # Its logarithm, so that no step can make it negative.
+            self.log_scale = nn.Parameter(torch.tensor(math.log(positive("scale", scale))))
+        self.normalize = normalize
         weight = torch.zeros(1, features)
         if start == "xavier":
             nn.init.xavier_uniform_(weight)
@@ -88,6 +99,11 @@ class Hidra(_Linear):
             weight, bias = self.slot_weights[rows], self.slot_biases[rows]
         return {"weight": weight, "bias": bias + _prior(ways) if self.prior else bias}
 
+    def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
+        if self.normalize:
+            features = self.log_scale.exp() * unit(features.to(fast_weights["weight"].dtype))
+        return super().logits(fast_weights, features)
+
     @torch.no_grad()
     def after_outer_step(self, ways: int) -> None:
         """Slot averaging: master += mean over the used slots of (slot − master).
@@ -99,7 +115,7 @@ class Hidra(_Linear):
                 slots.copy_(slots[:ways].mean(0, keepdim=True).expand_as(slots))
 
 
-class Maml(_Linear):
+class Maml(Linear):
     """One meta-learned neuron per way, for a fixed number of ways (Finn et al. 2017).
 
     How far apart the neurons start decides a lot: `small` is nearly HIDRA's identical neurons.
@@ -145,7 +161,7 @@ def _prior(ways: int) -> float:
     return -math.log(ways - 1) if ways > 1 else 0.0
 
 
-class ProtoMaml(_Linear):
+class ProtoMaml(Linear):
     """Neurons start at the class prototypes, the mean support features c_k, and then adapt.
 
     Proto-MAML, Triantafillou et al. 2020, "Meta-Dataset", arXiv 1903.03096, section 3: weights
@@ -166,7 +182,7 @@ class ProtoMaml(_Linear):
         ] = 1.0,
     ) -> None:
         super().__init__(features, max_ways)
-        self.scale = _positive(scale)
+        self.scale = positive("scale", scale)
 
     def initialize(
         self,
@@ -212,7 +228,7 @@ class Cosine(Head):
         super().__init__(features, max_ways)
         self.master = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, features)))
         # Its logarithm, so that no step can make it negative.
-        self.log_scale = nn.Parameter(torch.tensor(math.log(_positive(scale))))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(positive("scale", scale))))
 
     def initialize(
         self,
@@ -225,11 +241,11 @@ class Cosine(Head):
 
     def logits(self, fast_weights: FastWeights, features: Tensor) -> Tensor:
         weight = fast_weights["weight"]
-        cosines = F.linear(_unit(features.to(weight.dtype)), _unit(weight))
+        cosines = F.linear(unit(features.to(weight.dtype)), unit(weight))
         return self.log_scale.exp() * cosines
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit(rows: Tensor) -> Tensor:
     """Rows (n, F) of length 1. A row of zeros stays, and has finite derivatives of any order.
 
     Features after a ReLU may all be zero.
@@ -237,7 +253,7 @@ def _unit(rows: Tensor) -> Tensor:
     return rows * torch.rsqrt(rows.square().sum(1, keepdim=True) + _SHORTEST**2)
 
 
-class _Fresh(_Linear):
+class _Fresh(Linear):
     """Neurons made anew for every task: the head has no meta-parameters."""
 
     like: Tensor
@@ -300,7 +316,12 @@ class Zero(_Fresh):
         }
 
 
-def _positive(scale: float) -> float:
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"scale={scale} is not a positive number")
-    return scale
+def positive(name: str, value: float) -> float:
+    """The value of an option, where it is one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}={value} is not a positive number")
+    return value

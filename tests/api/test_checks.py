@@ -24,6 +24,7 @@ from hidra_cli.api import (
 from hidra_plugins.backbones import Conv4, ResNet12
 from hidra_plugins.datasets.glyphs import Glyphs
 from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml, Random, Zero
+from hidra_plugins.ridge import Ridge
 
 Shape = tuple[int, int, int]
 
@@ -175,10 +176,13 @@ BROKEN_HEADS: dict[type[Head], str] = {
         (Hidra, {}),
         (Hidra, {"master": "tied"}),
         (Hidra, {"master": "slots"}),
+        (Hidra, {"normalize": True}),
         (Maml, {}),
         (ProtoMaml, {"scale": 0.1}),
         (Random, {}),
         (Random, {"scale": 0.1}),
+        (Ridge, {}),
+        (Ridge, {"normalize": False, "penalty": 0.1}),
         (Zero, {}),
         (Linear, {}),
         (Prototypes, {}),

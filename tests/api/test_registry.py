@@ -93,12 +93,14 @@ def test_the_built_ins_are_listed_first_and_by_name(install: Install) -> None:
         "maml",
         "protomaml",
         "random",
+        "ridge",
         "zero",
     ]
     assert [p.name for p in registry.plugins("backbone")] == [
         "conv4",
         "mlp",
         "resnet12",
+        "timm",
         "torchvision",
     ]
 
@@ -263,7 +265,7 @@ def test_options_are_the_keyword_only_arguments() -> None:
 
 
 def test_options_of_a_built_in_head_are_read() -> None:
-    master, start, prior = options(load(find("head", "hidra")))
+    master, start, prior, *_ = options(load(find("head", "hidra")))
     assert (start.name, start.default, start.type_name) == ("start", "xavier", "xavier | zero")
     assert (prior.name, prior.default, prior.type_name) == ("prior", False, "bool")
     assert (master.name, master.default, master.type_name) == ("master", "tied", "tied | slots")

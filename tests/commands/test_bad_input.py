@@ -31,7 +31,7 @@ def assert_refused(done: Finished, code: int, *said: str) -> None:
             ["--head=maml", "--ways=2-5"],
             [
                 "serves only the number of ways",
-                "cosine, hidra, hidra-prototypes, protomaml, random, zero",
+                "cosine, hidra, hidra-prototypes, protomaml, random, ridge, zero",
             ],
         ),
         (["--ways=0"], ["tasks.ways = 0 (flag)", "0 is not positive"]),
@@ -201,7 +201,7 @@ def test_a_fixed_way_model_asked_for_other_ways(
     done = hidra("evaluate", runs_dir / "maml3", "--ways=2,5", *place)
     assert_refused(done, 2, "serves only the number of ways it was trained for (3)", "--ways 3")
     done = hidra("adapt", "--checkpoint", runs_dir / "maml3", "--ways=7", *place)
-    assert_refused(done, 2, "cosine, hidra, protomaml, random, zero")
+    assert_refused(done, 2, "cosine, hidra, hidra-prototypes, protomaml, random, ridge, zero")
 
 
 @pytest.mark.parametrize(

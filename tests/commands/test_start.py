@@ -98,11 +98,11 @@ def test_version_info_and_plugins(hidra: Hidra, tmp_path: Path) -> None:
     assert facts["cache"] == str(tmp_path)
     found = {(p["kind"], p["name"]) for p in hidra("plugins", "list", "--json").json["plugins"]}
     assert {("head", "hidra"), ("head", "maml"), ("head", "random"), ("head", "zero"),
-            ("head", "protomaml"), ("head", "cosine"),
+            ("head", "protomaml"), ("head", "cosine"), ("head", "ridge"),
             ("backbone", "conv4"), ("backbone", "resnet12"), ("dataset", "glyphs"),
             ("dataset", "omniglot"), ("dataset", "cifar-fs"), ("dataset", "miniimagenet"),
             ("dataset", "folder"), ("dataset", "sinusoids"),
-            ("backbone", "mlp")} <= found  # fmt: skip
+            ("backbone", "mlp"), ("backbone", "timm")} <= found  # fmt: skip
 
 
 def test_plugins_show_tells_options_with_types_and_defaults(hidra: Hidra) -> None:
@@ -112,7 +112,7 @@ def test_plugins_show_tells_options_with_types_and_defaults(hidra: Hidra) -> Non
     assert shown["status"] == "loads"
     assert shown["abilities"] == {"ways": "any number"}
     option, *others = shown["options"]
-    assert [other["name"] for other in others] == ["start", "prior"]
+    assert [other["name"] for other in others] == ["start", "prior", "normalize", "scale"]
     assert (option["name"], option["type"], option["default"]) == ("master", "tied | slots", "tied")
     assert "slot" in option["help"]
     text = hidra("plugins", "show", "backbone:conv4").out

@@ -130,7 +130,7 @@ def test_every_backbone_can_do_it(backbone: str, name: Any) -> None:
     check(learner, choice.strategy, batch, InnerLoop(2, 0.1))
 
 
-@pytest.mark.parametrize("head", ["hidra", "maml", "random", "protomaml"])
+@pytest.mark.parametrize("head", ["hidra", "maml", "random", "protomaml", "ridge"])
 def test_the_traced_meta_gradient_is_that_of_the_loop(head: str) -> None:
     """As it is compiled, without the minutes of a compiler; and again with other weights."""
     learner = make_learner(head, learned_steps=2)

@@ -89,7 +89,7 @@ def test_the_meta_gradient_does_not_depend_on_the_master_and_its_own_is_zero(
 @given(
     mode=modes,
     ways=st.integers(2, 8),
-    head=st.sampled_from(["cosine", "hidra", "hidra-slots", "zero"]),
+    head=st.sampled_from(["cosine", "hidra", "hidra-slots", "hidra-normalized", "zero"]),
 )
 def test_the_first_inner_step_has_no_gradient_for_the_backbone(
     mode: Mode, ways: int, head: str
@@ -179,7 +179,7 @@ def test_relabelling_the_classes_changes_mamls_predictions(mode: Mode) -> None:
 @given(
     ways=st.integers(2, 5),
     steps=st.integers(0, 3),
-    head=st.sampled_from(["cosine", "hidra", "maml", "protomaml", "random", "zero"]),
+    head=st.sampled_from(["cosine", "hidra", "maml", "protomaml", "random", "ridge", "zero"]),
     mode=st.sampled_from(["support", "tasknorm", "none"]),
 )
 def test_a_querys_logits_do_not_depend_on_the_other_queries(

@@ -15,16 +15,19 @@ from hidra_cli.engine.task_batch import Examples, TaskBatch
 from hidra_plugins.backbones import Conv4
 from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml, Random, Zero
 from hidra_plugins.prototype_head import HidraPrototypes
+from hidra_plugins.ridge import Ridge
 
 HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "cosine": (Cosine, {}),
     "hidra": (Hidra, {}),
     "hidra-slots": (Hidra, {"master": "slots"}),
+    "hidra-normalized": (Hidra, {"normalize": True, "scale": 3.0}),
     "maml": (Maml, {}),
     "random": (Random, {}),
     "zero": (Zero, {}),
     "protomaml": (ProtoMaml, {}),
     "hidra-prototypes": (HidraPrototypes, {}),
+    "ridge": (Ridge, {"scale": 3.0}),
 }
 MODES: tuple[Mode, ...] = get_args(Mode)
 

@@ -179,7 +179,9 @@ def test_learned_rates_move_at_a_rate_of_their_own_and_are_saved(
     )
 
 
-@pytest.mark.parametrize("head", ["cosine", "hidra", "maml", "protomaml", "random", "zero"])
+@pytest.mark.parametrize(
+    "head", ["cosine", "hidra", "maml", "protomaml", "random", "ridge", "zero"]
+)
 @pytest.mark.parametrize("order", [1, 2])
 def test_every_head_trains_saves_and_reloads(
     tiny_images: PreparedImages, tmp_path: Path, head: str, order: int

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hidra_cli.api import Head
-from hidra_plugins.heads import Cosine, Maml, ProtoMaml
+from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml
+from hidra_plugins.ridge import Ridge
 
 UNEVEN = torch.tensor([0, 2, 1, 2, 0, 1, 1])  # classes of unequal sizes, in no order
 
@@ -82,8 +83,25 @@ def test_cosine_has_finite_derivatives_where_a_length_is_zero(zeros: str) -> Non
     assert all(g.isfinite().all() for g in (*first, *second))
 
 
-@pytest.mark.parametrize("head", [Cosine, ProtoMaml])
+def test_hidra_on_normalized_features_sees_directions_alone() -> None:
+    head = Hidra(5, 3, normalize=True, scale=4.0).double()
+    weights = {"weight": features(3, 0), "bias": features(1, 2, 3)[0]}
+    z = features(4, 1)
+    logits = head.logits(weights, z)
+    directions = 4 * torch.nn.functional.normalize(z, dim=1)
+    expected = directions @ weights["weight"].T + weights["bias"]
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head.logits(weights, 7 * z), logits, rtol=1e-5, atol=1e-5)
+    assert {name for name, _ in Hidra(5, 3).named_parameters()} == {"master_weight", "master_bias"}
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [(Cosine, {}), (ProtoMaml, {}), (Hidra, {"normalize": True}), (Ridge, {})],
+)
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_scale_that_is_not_positive_is_refused(head: type[Head], scale: float) -> None:
+def test_a_scale_that_is_not_positive_is_refused(
+    head: type[Head], options: dict[str, bool], scale: float
+) -> None:
     with pytest.raises(ValueError, match="is not a positive number"):
-        head(5, 3, scale=scale)  # type: ignore[call-arg]
+        head(5, 3, scale=scale, **options)  # type: ignore[call-arg]

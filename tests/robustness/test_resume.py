@@ -63,6 +63,8 @@ HEADS = {
     "maml": ["--head=maml", "--ways=3"],
     "protomaml": ["--head=protomaml"],
     "cosine": ["--head=cosine"],
+    "ridge": ["--head=ridge"],
+    "normalized": ["--head-opt=normalize=true"],
     "random": ["--head=random"],
     "zero": ["--head=zero"],
 }
