@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from hidra_cli.reports.figures import Line, draw_line, legend_below, plain_axes, png
+
 _LABELS = {"ways": "ways N", "steps": "inner steps", "tasks": "tasks per meta-step"}
-# Lines differ in more than colour: in print and for colour-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
-_MARKERS = "os^DvP*X"
-_DASHES = ("-", "--", ":", "-.")
 _MIB = 2**20
 
 
@@ -39,9 +36,7 @@ def picture(found: dict[str, Any]) -> bytes:
             place.minorticks_off()
             place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             place.yaxis.set_major_formatter("{x:g}")
-            place.grid(color="0.9")
-            place.set_axisbelow(True)
-            place.spines[["top", "right"]].set_visible(False)
+            plain_axes(place)
     for row, label in enumerate(("time per meta-step (ms)", "peak memory of a meta-step (MiB)")):
         grid[row][0].set_ylabel(label)
     work = found["workload"]
@@ -53,23 +48,15 @@ def picture(found: dict[str, Any]) -> bytes:
         f"threads: {found['threads']}",
         fontsize=10,
     )
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    legend_below(figure, grid[0][0].get_legend_handles_labels()[1])
+    return png(figure)
 
 
 def _lines(
     place: Any, axis: str, points: list[dict[str, Any]], value: Callable[[Any], float]
 ) -> None:
-    for index, name in enumerate(points[0]["contenders"]):
-        place.plot(
-            [point["workload"][axis] for point in points],
-            [value(point["contenders"][name]) for point in points],
-            label=name,
-            color=_COLOURS[index % len(_COLOURS)],
-            marker=_MARKERS[index % len(_MARKERS)],
-            linestyle=_DASHES[index % len(_DASHES)],
-            markersize=5,
-        )
+    names = list(points[0]["contenders"])
+    x = [point["workload"][axis] for point in points]
+    for index, name in enumerate(names):
+        y = [value(point["contenders"][name]) for point in points]
+        draw_line(place, Line(name, x, y, index), len(names))

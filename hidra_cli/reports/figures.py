@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hidra_cli.api.decoding import read_picture
 from hidra_cli.api.preprocessing import Preprocessing
@@ -22,9 +25,13 @@ if TYPE_CHECKING:
 
     from hidra_cli.runs.scores import Cell
 
-# Okabe & Ito's palette, told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe & Ito's hues, told apart by colour-blind readers too, dark enough to be read on white.
+_COLOURS = ("#0a66a6", "#b84a0b", "#00775a", "#9b3f86", "#80610a", "#4d5560", "#000000")
 _MARKERS = "osD^vPX"
+CHANCE = -1  # the index of a line of chance
+_CHANCE_STYLE = {"color": "0.45", "linestyle": ":", "linewidth": 1.5}
+_MOST_MARKERS = 30
+Numbers = Sequence[float] | NDArray[np.float64]
 _LETTERS_PER_INCH, _LETTERS_OF_A_MARK = 16, 6  # of a legend
 _SHOWN = (96, 96)  # pixels of a picture in a gallery
 
@@ -55,7 +62,84 @@ def predictions_gallery(rows: Sequence[Mapping[str, Any]], preprocessing: Prepro
         axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         label = printable(row["label"]).replace("$", r"\$")
         axes.set_title(f"{label[:18]}\n{100 * row['probability']:.0f} %", fontsize=8)
-    return _png(figure)
+    return png(figure)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values (n,) over x (n,).
+
+    Attributes:
+        index: its place among the lines of a figure, which decides its look; CHANCE: dotted, grey.
+        low, high: its band (n,); of a single point, an error bar.
+        faint: x and values of the noise whose mean the line is, drawn pale behind it.
+    """
+
+    label: str
+    x: Numbers
+    y: Numbers
+    index: int
+    low: Numbers = ()
+    high: Numbers = ()
+    faint: tuple[Numbers, Numbers] | None = None
+
+
+def draw_line(axes: Axes, line: Line, lines: int) -> None:
+    """Draw one of several lines with its band."""
+    style = _style(line.index, lines)
+    every = 1 if len(line.x) <= _MOST_MARKERS else len(line.x) // 8
+    axes.plot(line.x, line.y, label=line.label, markevery=every, **style)
+    colour = style["color"]
+    if line.faint:
+        axes.plot(*line.faint, color=colour, alpha=0.3, linewidth=1, zorder=1)
+    if len(line.low) == 1:  # a band needs two points, a bar one
+        middle, (low,), (high,) = line.y[0], line.low, line.high
+        axes.errorbar(line.x, line.y, [[middle - low], [high - middle]], color=colour, capsize=4)
+    elif len(line.low):
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def line_chart(
+    lines: Sequence[Line], x: str, y: str, *, ways: Sequence[int] = ()
+) -> tuple[str, list[str]]:
+    """Lines with their bands, and a swatch of each: SVG as data URIs, without the lines' labels.
+
+    Args:
+        lines: at least one.
+        x, y: what the axes are.
+        ways: the numbers of ways that the x axis is made for, where it is of ways.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 2.5), layout="constrained")
+    axes = figure.subplots()
+    slim = 2 * max(len(lines), 2)  # it is a small figure
+    for line in lines:
+        draw_line(axes, line, slim)
+    plain_axes(axes)
+    percent = "%" in y
+    if ways:
+        _ways_axis(axes, ways)
+        axes.set_ylim(0, 102)
+    else:
+        axes.set_xlim(left=0)
+        axes.locator_params("x", nbins=5, integer=True)
+        axes.set_ylim(None if percent else 0, min(axes.get_ylim()[1], 102) if percent else None)
+    axes.tick_params(labelsize=8)
+    axes.set_xlabel(x, fontsize=8, loc="right")
+    axes.set_title(y, fontsize=8, loc="left")
+    return _svg(figure), [_swatch(line.index, slim) for line in lines]
+
+
+@functools.cache
+def _swatch(index: int, lines: int) -> str:
+    """What a line looks like, for a legend."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(0.45, 0.2))
+    figure.add_artist(Line2D([0, 0.5, 1], [0.5] * 3, markevery=[1], **_style(index, lines)))
+    return _svg(figure)
 
 
 def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
@@ -64,34 +148,26 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
 
     from hidra_cli.runs.scores import interval
 
-    lines = dict.fromkeys((c.contender, c.shots) for c in cells)
-    figure = Figure(figsize=(7.2, 4.4 + 0.1 * len(lines)), layout="constrained")
+    names = dict.fromkeys((c.contender, c.shots) for c in cells)
+    figure = Figure(figsize=(7.2, 4.4 + 0.1 * len(names)), layout="constrained")
     axes = figure.subplots()
     objective = cells[0].objective
-    for index, (name, shots) in enumerate(lines):
-        chosen = sorted(
-            (c for c in cells if (c.contender, c.shots) == (name, shots)), key=lambda c: c.ways
-        )
-        ways = np.array([c.ways for c in chosen])
-        mean, half = objective.scale * np.array([interval(c.final) for c in chosen]).T
-        style = _style(index, len(lines))
-        axes.plot(ways, mean, label=f"{name}, {shots}-shot", **style)
-        _band(axes, ways, mean - half, mean + half, style["color"])
-        if len(ways) == 1:  # a band needs two points, a bar one
-            axes.errorbar(ways, mean, yerr=half, color=style["color"], capsize=4)
+    for index, (name, shots) in enumerate(names):
+        own = [c for c in cells if (c.contender, c.shots) == (name, shots)]
+        own.sort(key=lambda cell: cell.ways)
+        mean, half = objective.scale * np.array([interval(c.final) for c in own]).T
+        label, ways = f"{name}, {shots}-shot", [c.ways for c in own]
+        draw_line(axes, Line(label, ways, mean, index, mean - half, mean + half), len(names))
     all_ways = sorted({c.ways for c in cells})
     if objective is CLASSIFICATION:
-        chance = [100 / n for n in all_ways]
-        axes.plot(all_ways, chance, color="0.5", linestyle=":", label="chance")
-    axes.set_xscale("log")
-    axes.set_xticks(all_ways, [str(n) for n in all_ways])
-    axes.minorticks_off()
+        draw_line(axes, chance_line(all_ways), len(names))
+    _ways_axis(axes, all_ways)
     axes.set_xlabel(objective.axis)
     axes.set_ylabel(objective.heading)
     axes.set_title(title, fontsize=10, loc="left")
     _dressed(axes, objective)
-    _legend_below(figure, axes.get_legend_handles_labels()[1])
-    return _png(figure)
+    legend_below(figure, axes.get_legend_handles_labels()[1])
+    return png(figure)
 
 
 def differences_over_ways(
@@ -129,9 +205,9 @@ def differences_over_ways(
     axes.set_xlabel(objective.axis)
     axes.set_ylabel(f"difference of {objective.heading}")
     axes.set_title(f"{title}\n{minus}", fontsize=10, loc="left")
-    _plain(axes)
-    _legend_below(figure, list(lines.values()))
-    return _png(figure)
+    plain_axes(axes)
+    legend_below(figure, list(lines.values()))
+    return png(figure)
 
 
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[tuple[str, int], str], str]:
@@ -183,20 +259,20 @@ def learning_curves(curves: Sequence[Curve], title: str, objective: Objective) -
         for index, model in enumerate(models):
             seeds = [dict(c.points) for c in curves if (c.model, c.ways) == (model, ways)]
             if seeds:
-                _learning_line(axes, seeds, objective.scale, model, _style(index, len(models)))
+                draw_line(axes, _learning_line(model, index, seeds, objective.scale), len(models))
         if objective is CLASSIFICATION and ways.isdigit():
-            axes.axhline(100 / int(ways), color="0.5", linestyle=":", label="chance")
+            axes.axhline(100 / int(ways), label="chance", **_CHANCE_STYLE)
         axes.set_xlim(left=0)
         axes.set_xlabel("outer steps")
         axes.set_title(f"trained at {ways} ways", fontsize=9, loc="left")
         _dressed(axes, objective)
     for axes in grid[:, 0]:
         axes.set_ylabel(f"validation {objective.heading}")
-    _legend_below(figure, (*models, "chance"))
-    return _png(figure)
+    legend_below(figure, (*models, "chance"))
+    return png(figure)
 
 
-def _legend_below(figure: Figure, order: Sequence[str]) -> None:
+def legend_below(figure: Figure, order: Sequence[str]) -> None:
     """One legend of all panels."""
     named: dict[str, Any] = {}
     for axes in figure.axes:
@@ -211,16 +287,16 @@ def _legend_below(figure: Figure, order: Sequence[str]) -> None:
 
 
 def _learning_line(
-    axes: Axes,
-    seeds: Sequence[Mapping[int, float]],
-    scale: float,
-    label: str,
-    style: Mapping[str, Any],
-) -> None:
+    label: str, index: int, seeds: Sequence[Mapping[int, float]], scale: float
+) -> Line:
     steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
     values = scale * np.array([[seed[step] for step in steps] for seed in seeds])
-    axes.plot(steps, values.mean(0), label=label, markevery=max(1, len(steps) // 8), **style)
-    _band(axes, steps, values.min(0), values.max(0), style["color"])
+    return Line(label, steps, values.mean(0), index, values.min(0), values.max(0))
+
+
+def chance_line(ways: Sequence[int]) -> Line:
+    """The accuracy in percent of a model that guesses."""
+    return Line("chance", ways, [100 / n for n in ways], CHANCE)
 
 
 def _mark(index: int) -> dict[str, Any]:
@@ -236,6 +312,8 @@ def _mark(index: int) -> dict[str, Any]:
 def _style(index: int, lines: int) -> dict[str, Any]:
     """Of one line of several. Lines that coincide stay seen: the first is on top, the next reach
     out under it."""
+    if index == CHANCE:
+        return _CHANCE_STYLE
     depth = index / lines
     return {
         **_mark(index),
@@ -245,23 +323,47 @@ def _style(index: int, lines: int) -> dict[str, Any]:
     }
 
 
-def _band(axes: Axes, x: Any, low: Any, high: Any, colour: str) -> None:
-    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+def _ways_axis(axes: Axes, ways: Sequence[int]) -> None:
+    """A logarithmic axis, with numbers where there is room for them."""
+    written = list(ways[:1])
+    for n in ways:
+        if n / written[-1] > (ways[-1] / ways[0]) ** 0.05:
+            written.append(n)
+    axes.set_xscale("log")
+    axes.set_xticks(written, [str(n) for n in written])
+    axes.minorticks_off()
 
 
 def _dressed(axes: Axes, objective: Objective) -> None:
     # Room for a marker at 100; errors have no end.
     axes.set_ylim(0, 102 if objective is CLASSIFICATION else None)
-    _plain(axes)
+    plain_axes(axes)
 
 
-def _plain(axes: Axes) -> None:
-    axes.grid(color="0.9")
+def plain_axes(axes: Axes) -> None:
+    """A pale grid, and no frame."""
+    axes.grid(color="0.5", alpha=0.2)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
+
+
+def _svg(figure: Figure) -> str:
+    """The figure on no ground as a data URI; the same figure gives the same text."""
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    unknown = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    fonts = ["DejaVu Sans", "Helvetica Neue", "Arial"]
+    # Text stays text, in one of these fonts; names of parts follow from what they are.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hidra", "font.sans-serif": fonts}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=unknown)
+    content = buffer.getvalue()
+    content = content[content.index(b"<svg") :]  # without the address of its DTD
+    return "data:image/svg+xml;base64," + base64.b64encode(content).decode()

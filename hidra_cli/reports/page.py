@@ -1,4 +1,7 @@
-"""The page: sections in the order a reader asks, each left out where there is nothing to say."""
+"""The page: sections in the order a reader asks, each left out where there is nothing to say.
+
+Its markup is in `html/page.html.j2`, its look in `html/page.css`; here is what it says.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from hidra_cli import __version__
+from hidra_cli.reports import page_sections as sections
 from hidra_cli.reports.collect import Report
-from hidra_cli.reports.html.examples import examples
-from hidra_cli.reports.html.markup import Html, counted, details, listed, section, table, tag
-from hidra_cli.reports.html.sections import accuracy, curves, differences
-from hidra_cli.reports.html.style import STYLE
+from hidra_cli.reports.page_sections import Table, counted
 from hidra_cli.reports.run_facts import (
     RunFacts,
     clipped,
@@ -23,80 +28,90 @@ from hidra_cli.reports.run_facts import (
     whole,
     words,
 )
+from hidra_cli.reports.solved_tasks import NO_LABEL
 from hidra_cli.runs.scores import percent
 from hidra_cli.settings.numbers import format_numbers
 from hidra_cli.settings.schema import Settings
+from hidra_cli.system.console import printable
 
 
 def render(report: Report) -> bytes:
     """One file: no script, nothing fetched, and a policy that says so to the browser."""
-    title = " · ".join(report.names)
-    several = len(report.runs) > 1
-    heading = f"{len(report.runs)} runs compared" if several else f"Run {report.names[0]}"
-    main = tag(
-        "main",
-        tag("header", tag("h1", heading), *_opening(report)),
-        *_notes(report),
-        *differences(report),
-        *accuracy(report),
-        *curves(report),
-        *examples(report),
-        *_settings(report),
-        *_environments(report),
+    templates = Environment(
+        loader=PackageLoader("hidra_cli.reports", "html"),
+        autoescape=True,  # text from files cannot become markup
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
-    page = tag(
-        "html",
-        tag(
-            "head",
-            tag("meta", charset="utf-8"),
-            tag("meta", http_equiv="Content-Security-Policy", content=_policy()),
-            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            tag("meta", name="color-scheme", content="light dark"),
-            tag("meta", name="referrer", content="no-referrer"),
-            tag("title", f"{title} – hidra report"),
-            tag("style", Html(STYLE)),
-        ),
-        tag("body", main, _footer()),
-        lang="en",
+    names = {"counted": counted, "class_key": _class_key, "NO_LABEL": NO_LABEL, "zip": zip}
+    templates.globals |= names
+    style = (resources.files("hidra_cli.reports") / "html" / "page.css").read_text("utf-8")
+    page = templates.get_template("page.html.j2").render(
+        report=report,
+        alone=report.runs[0] if len(report.runs) == 1 else None,
+        lead=_lead,
+        state=_state,
+        facts=_fact_rows,
+        runs=_runs(report),
+        differences=sections.differences(report),
+        accuracy=sections.accuracy(report),
+        curves=sections.curves(report),
+        settings=_settings(report),
+        environments=_environments(report),
+        style=Markup(style),
+        policy=_policy(style),
+        version=__version__,
     )
-    return f"<!DOCTYPE html>\n{page}\n".encode()
+    return page.encode()
 
 
-def _policy() -> str:
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+def _shown(value: Any) -> Any:
+    """Text from a file with its control characters as what they are."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _policy(style: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     rules = ["default-src 'none'", "img-src data:", f"style-src 'sha256-{digest}'"]
     return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
 
 
-def _opening(report: Report) -> list[Html]:
-    if len(report.runs) == 1:
-        (facts,) = report.runs
-        return [*_lead(facts), tag("p", _state(facts)), _facts(facts)]
+def _class_key(label: int, ways: int) -> str:
+    """A short name for a class of a task."""
+    if label == NO_LABEL:
+        return "none"
+    return chr(ord("A") + label) if ways <= 26 else str(label + 1)
+
+
+def _runs(report: Report) -> Table:
+    """What each of several runs is."""
     columns = ["", *report.names]
     per_run = [_fact_rows(facts) for facts in report.runs]
     keys = dict.fromkeys(key for rows in per_run for key in rows)
     rows: list[list[str]] = [["State", *(_state(facts) for facts in report.runs)]]
     rows += [[key, *(rows.get(key, "–") for rows in per_run)] for key in keys]
-    return [table("The runs", columns, rows, left=len(columns))]
+    return Table("The runs", columns, rows, left=len(columns))
 
 
-def _lead(facts: RunFacts) -> list[Html]:
+def _lead(facts: RunFacts) -> str:
     """What was trained and how good it is, in a sentence or two."""
-    told = []
+    sentences = []
     if facts.settings is not None:
         s = facts.settings.settings
-        told.append(
+        sentences.append(
             f"The head {clipped(s.model.head)} on the backbone {clipped(s.model.backbone)}, "
             f"meta-trained on {clipped(s.dataset.name)} with {_ways(s)} ways and {_shots(s)} per "
             "class."
         )
     if facts.tested is not None:
         row = min(facts.tested.rows, key=lambda r: (abs(r.ways - 5), r.shots))
-        told.append(
+        sentences.append(
             f"Test accuracy at {row.ways} ways: {percent(row.accuracy, row.interval)} % "
             f"(chance: {100 / row.ways:.3g} %)."
         )
-    return [tag("p", " ".join(told), class_="lead")] if told else []
+    return " ".join(sentences)
 
 
 def _ways(settings: Settings) -> str:
@@ -108,21 +123,17 @@ def _shots(settings: Settings) -> str:
     return f"{shots} support image" + ("" if shots == "1" else "s")
 
 
-def _state(facts: RunFacts) -> Html:
+def _state(facts: RunFacts) -> Markup:
     done = facts.metrics.last
     if facts.finished:
-        said = f"✓ Finished: {counted(done, 'iteration')}"
-        return tag("span", said, class_="state finished")
-    wanted = facts.settings.settings.outer.iterations if facts.settings else None
-    of = f" of {wanted:,}" if wanted is not None else ""
-    why = "its result is of fewer" if facts.run.result.exists() else "no result"
-    said = f"◌ Unfinished: {done:,}{of} iterations, {why} (running, or stopped)"
-    return tag("span", said, class_="state unfinished")
-
-
-def _facts(facts: RunFacts) -> Html:
-    rows = _fact_rows(facts)
-    return tag("dl", *(part for k, v in rows.items() for part in (tag("dt", k), tag("dd", v))))
+        kind, said = "finished", f"✓ Finished: {counted(done, 'iteration')}"
+    else:
+        wanted = facts.settings.settings.outer.iterations if facts.settings else None
+        of = f" of {wanted:,}" if wanted is not None else ""
+        why = "its result is of fewer" if facts.run.result.exists() else "no result"
+        kind = "unfinished"
+        said = f"◌ Unfinished: {done:,}{of} iterations, {why} (running, or stopped)"
+    return Markup('<span class="state {}">{}</span>').format(kind, said)
 
 
 def _fact_rows(facts: RunFacts) -> dict[str, str]:
@@ -184,35 +195,30 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
 
 
-def _notes(report: Report) -> list[Html]:
-    notes = report.all_notes
-    return section("What is missing here", listed(notes, "notes")) if notes else []
-
-
-def _settings(report: Report) -> list[Html]:
+def _settings(report: Report) -> Table | None:
     found = {
         name: {key: clipped(value) for key, value, _ in facts.settings.rows()}
         for name, facts in zip(report.names, report.runs, strict=True)
         if facts.settings is not None
     }
-    return section("Settings", *_per_run("settings", found))
+    return _per_run("settings", found)
 
 
-def _environments(report: Report) -> list[Html]:
+def _environments(report: Report) -> Table | None:
     found = {
         name: _environment(facts.environment)
         for name, facts in zip(report.names, report.runs, strict=True)
         if facts.environment
     }
-    return section("Versions, hardware and data", *_per_run("entries", found))
+    return _per_run("entries", found)
 
 
 def _yes_or_no(value: Any) -> str:
     return ("no", "yes")[value] if isinstance(value, bool) else ""
 
 
-def _per_run(what: str, found: Mapping[str, Mapping[str, str]]) -> list[Html]:
-    """A table to open, of keys and the value that each run has for them."""
+def _per_run(what: str, found: Mapping[str, Mapping[str, str]]) -> Table | None:
+    """Keys, and the value that each run has for them; those that differ are marked."""
     keys = list(dict.fromkeys(key for rows in found.values() for key in rows))
     values = [[rows.get(key, "–") for rows in found.values()] for key in keys]
     marked = [number for number, row in enumerate(values) if len(set(row)) > 1]
@@ -221,11 +227,11 @@ def _per_run(what: str, found: Mapping[str, Mapping[str, str]]) -> list[Html]:
         for number, key in enumerate(keys)
     ]
     if not rows:
-        return []
+        return None
     several = len(found) > 1
     caption = f"All {len(rows)} {what}" + (f"; ≠ marks the {len(marked)} that differ" * several)
     columns = ["", *(found if several else ["value"])]
-    return [details(caption, table(caption, columns, rows, left=len(columns), marked=marked))]
+    return Table(caption, columns, rows, left=len(columns), marked=marked)
 
 
 def _environment(found: Mapping[str, Any]) -> dict[str, str]:
@@ -255,13 +261,6 @@ def _environment(found: Mapping[str, Any]) -> dict[str, str]:
     shown = {clipped(key): value for key, value in rows.items() if value}
     homepage = words(data.get("homepage"))
     if re.fullmatch(r"https?://[!-~]+", homepage):
-        shown["data: homepage"] = tag("a", homepage, href=homepage, rel="noreferrer")
+        link = Markup('<a href="{0}" rel="noreferrer">{0}</a>')
+        shown["data: homepage"] = link.format(homepage)
     return shown
-
-
-def _footer() -> Html:
-    told = (
-        f"Made by hidra report, hidra-cli {__version__}, from the files of the run. This page is "
-        "one file that fetches nothing."
-    )
-    return tag("footer", tag("p", told))

@@ -66,6 +66,11 @@ class SolvedTask:
     def ways(self) -> int:
         return len(self.classes)
 
+    @property
+    def shown(self) -> list[int]:
+        """The labels of the classes that have pictures."""
+        return [label for label, pictures in enumerate(self.support) if pictures]
+
 
 def solve(
     model: TrainedModel, images: PreparedImages, ways: int, device: torch.device, budget: int

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ import pytest
 
 from hidra_cli.images.open import open_images
 from hidra_cli.reports import collect
-from hidra_cli.reports.html.style import STYLE
+from hidra_cli.reports.figures import _COLOURS
 
 from ..conftest import TINY_RUN, Hidra
 
+STYLE = (resources.files("hidra_cli.reports") / "html" / "page.css").read_text("utf-8")
 VOID = {"meta", "img", "br"}
 HOSTILE = "</title><script>alert(1)</script>\x1b[31m\u202e&amp;<img src=x>"
 
@@ -59,6 +61,11 @@ class Page(HTMLParser):
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
+    def images(self, kind: str) -> list[dict[str, str]]:
+        """Photographs are "png", charts and the swatches of their legends are "svg+xml"."""
+        beginning = f"data:image/{kind};base64,"
+        return [image for image in self.all("img") if image["src"].startswith(beginning)]
+
 
 @pytest.fixture
 def run(runs_dir: Path, tmp_path: Path) -> Path:
@@ -82,8 +89,13 @@ def alone_and_silent(page: Page) -> None:
     for name, attributes in page.elements:
         assert "style" not in attributes
         assert not [key for key in attributes if key.startswith("on")]
-        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
+        assert "src" not in attributes or name == "img"
         assert "href" not in attributes or name == "a"
+    assert len(page.all("img")) == len(page.images("png")) + len(page.images("svg+xml"))
+    for chart in page.images("svg+xml"):
+        content = base64.b64decode(chart["src"].partition(",")[2]).decode()
+        assert not re.search(r"<(script|image|foreignObject|!)|\son\w+=|url\((?!#)", content)
+        assert set(re.findall(r'href="(.)', content)) <= {"#"}
     assert "url(" not in STYLE
     assert "@import" not in STYLE
     policy = next(m for m in page.all("meta") if "http-equiv" in m)["content"]
@@ -121,16 +133,16 @@ def test_it_is_readable_without_eyes_and_without_colours(
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert all(attributes["scope"] in ("col", "row") for attributes in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table")) > 0
-    for attributes in page.all("svg"):
-        if attributes.get("role") == "img":
-            ids = attributes["aria-labelledby"].split()
-            found = [e for e in page.elements if e[1].get("id") in ids]
-            assert sorted(name for name, _ in found) == ["desc", "title"]
-        else:
-            assert attributes["aria-hidden"] == "true"
+    assert {attributes["aria-hidden"] for attributes in page.all("svg")} == {"true"}
+    described = [attributes["alt"] for attributes in page.images("svg+xml") if attributes["alt"]]
+    assert [alt.partition(":")[0] for alt in described] == [
+        "Accuracy over ways. At the end of the run", "Training loss", "Accuracy while training",
+    ]  # fmt: skip
+    assert "validation: from " in described[2]
+    assert len(page.all("figure")) == len(described), "a swatch says nothing beside its label"
     identifiers = [a["id"] for _, a in page.elements if "id" in a]
     assert len(identifiers) == len(set(identifiers))
-    alts = [attributes["alt"] for attributes in page.all("img")]
+    alts = [attributes["alt"] for attributes in page.images("png")]
     assert len(alts) == 5 * (1 + 7) + 10 * (1 + 7)
     assert all(alts)
     wrong = [alt for alt in alts if "labelled wrong, as" in alt]
@@ -162,7 +174,7 @@ def test_the_pictures_are_the_real_images_the_right_way_round(
         with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
             return np.asarray(image)
 
-    assert (pixels(page.all("img")[0]["src"]) == stored[0]).all()
+    assert (pixels(page.images("png")[0]["src"]) == stored[0]).all()
     assert (pixels(_data_uri(stored, inverted=True)) == 255 - stored[0]).all()
 
 
@@ -180,7 +192,7 @@ def test_where_pictures_are_large_fewer_are_shown(
     monkeypatch.setattr(collect, "PICTURE_BYTES", room)
     page, _ = made(hidra, cache_dir, run)
     assert re.search(shown, page.text)
-    assert sum(len(attributes["src"]) for attributes in page.all("img")) <= room
+    assert sum(len(attributes["src"]) for attributes in page.images("png")) <= room
 
 
 def test_the_same_run_gives_the_same_bytes(
@@ -305,7 +317,7 @@ def test_hostile_names_stay_text(hidra: Hidra, run: Path, cache_dir: Path) -> No
         (run / name).write_text(json.dumps(content))
     page, _ = made(hidra, cache_dir, run)
     alone_and_silent(page)
-    assert len(page.all("title")) == 1 + sum(a.get("role") == "img" for a in page.all("svg"))
+    assert len(page.all("title")) == 1
     assert "x" not in {attributes.get("src") for attributes in page.all("img")}
     assert "\x1b" not in page.text
     assert "\u202e" not in page.text
@@ -385,7 +397,7 @@ def test_a_run_without_a_usable_checkpoint_still_has_its_numbers(
             path.write_bytes(b"\x80\x02" if kind == "pickle" else path.read_bytes()[:-9])
     page, told = made(hidra, cache_dir, run)
     assert "no task was solved" in told["notes"][0]
-    assert page.all("img") == []
+    assert page.images("png") == []
     assert "Learning curves" in page.text
 
 
@@ -425,6 +437,13 @@ def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def turned(colour: tuple[float, ...]) -> tuple[float, ...]:
+    """A colour of a figure in the dark: `invert(1) hue-rotate(180deg)` of CSS."""
+    red, green, blue = (1 - c for c in colour)
+    grey = 2 * (0.213 * red + 0.715 * green + 0.072 * blue)
+    return tuple(min(max(grey - c, 0), 1) for c in (red, green, blue))
+
+
 def test_texts_and_lines_stand_out_in_light_and_dark() -> None:
     found = re.findall(r"--(\w+): #([0-9a-f]{6});", STYLE)
     half = len(found) // 2
@@ -433,11 +452,13 @@ def test_texts_and_lines_stand_out_in_light_and_dark() -> None:
         for name in ("ink", "soft", "right", "wrong", "link"):
             assert contrast(palette[name], palette["paper"]) >= 4.5, name
         assert contrast(palette["ink"], palette["mark"]) >= 4.5
-        for index in range(6):
-            assert contrast(palette[f"s{index}"], palette["paper"]) >= 4.5
-        for hue in ("s0", "s1"):  # the deepest cell of a confusion table
+        for hue in ("hit", "miss"):  # the deepest cell of a confusion table
             pairs = zip(palette[hue], palette["paper"], strict=True)
             assert contrast(palette["ink"], tuple(0.38 * a + 0.62 * b for a, b in pairs)) >= 4.5
+    light, dark = (rgb(value) for name, value in found if name == "paper")
+    for line in _COLOURS:
+        assert contrast(rgb(line[1:]), light) >= 4.5, line
+        assert contrast(turned(rgb(line[1:])), dark) >= 4.5, line
 
 
 class Browser:
@@ -522,6 +543,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 A4_WITHIN_MARGINS = 673  # CSS pixels
+CHART_FILTER = "getComputedStyle(document.querySelector('.chart')).filter"
 
 
 def overflowing(browser: Browser, width: int, *, boxes_scroll: bool) -> Any:
@@ -551,17 +573,19 @@ def test_a_browser_shows_it_wide_narrow_light_dark_and_printed(
             assert browser.value("document.documentElement.scrollWidth") <= width
             assert overflowing(browser, width, boxes_scroll=True) == []
             seen.add(browser.value("getComputedStyle(document.documentElement).backgroundColor"))
+            filters = {"light": "none", "dark": "invert(1) hue-rotate(180deg)"}
+            assert browser.value(CHART_FILTER) == filters[scheme]
             assert base64.b64decode(browser("Page.captureScreenshot")["data"])[:4] == b"\x89PNG"
     assert len(seen) == 2
     # The style came through the policy, and the pictures are there.
-    assert browser.value("getComputedStyle(document.querySelector('img')).imageRendering") == (
-        "pixelated"
-    )
+    rendering = "getComputedStyle(document.querySelector('.queries img')).imageRendering"
+    assert browser.value(rendering) == "pixelated"
     assert browser.value("[...document.images].every(i => i.complete && i.naturalWidth)") is True
     browser.show(A4_WITHIN_MARGINS, "dark", "print")
     assert overflowing(browser, A4_WITHIN_MARGINS, boxes_scroll=False) == []
     paper = browser.value("getComputedStyle(document.documentElement).backgroundColor")
     assert paper == "rgb(255, 255, 255)"
+    assert browser.value(CHART_FILTER) == "none"
     browser.value("document.querySelectorAll('details').forEach(d => d.open = false)")
     printed = base64.b64decode(browser("Page.printToPDF", printBackground=True)["data"])
     assert printed.startswith(b"%PDF")
