@@ -11,9 +11,7 @@ import typer
 from hidra_cli.commands import completion, flags
 
 if TYPE_CHECKING:
-    from hidra_cli.images.prepared import PreparedImages
     from hidra_cli.reports.collect import Report
-    from hidra_cli.settings.schema import DatasetSettings
     from hidra_cli.system.console import Console
 
 MOST_RUNS = 12
@@ -63,7 +61,6 @@ def report(
       hidra report runs/hidra runs/maml --ways 5 --episodes 600 --out compared.html
     """
     from hidra_cli.engine.devices import resolve_device
-    from hidra_cli.images.open import open_images
     from hidra_cli.reports.collect import collect
     from hidra_cli.reports.page import render
     from hidra_cli.reports.run_facts import read_run
@@ -79,10 +76,7 @@ def report(
         needed = len(found) > 1 or found[0].tested is None or ways is not None
         episodes = USUAL_EPISODES if needed else 0
 
-    def images_of(settings: DatasetSettings) -> PreparedImages:
-        return open_images(settings, cache_dir, console)
-
-    made = collect(found, numbers, episodes, where, images_of, console)
+    made = collect(found, numbers, episodes, where, cache_dir, console)
     page = render(made)
     path = _place(out, chosen)
     write_atomically(path, page)
@@ -143,7 +137,7 @@ def _show(made: Report, path: Path, size: int, console: Console) -> None:
                 for name, facts in runs
             ],
             "measured": [vars(row) for row in made.measured.rows] if made.measured else [],
-            "comparisons": [vars(row) for row in made.differences],
+            "comparisons": made.differences,
             "notes": made.all_notes,
         }
     )

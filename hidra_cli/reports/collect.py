@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hidra_cli.errors import HidraError, UsageError
+from hidra_cli.images.open import open_images
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.reports.run_facts import Measurement, Row, RunFacts, protocol
 from hidra_cli.reports.solved_tasks import SEED, SolvedTask, measure, shown_ways, solve
 from hidra_cli.runs.model import TrainedModel, load_model
-from hidra_cli.runs.scores import compare
+from hidra_cli.runs.scores import compare, interval
 from hidra_cli.settings.schema import DatasetSettings
 
 if TYPE_CHECKING:
@@ -26,26 +28,20 @@ PICTURE_BYTES = 1_200_000  # of about 2 MB that a page may have
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A paired difference of accuracies on the same episodes, in −1..1."""
-
-    model: str
-    minus: str
-    ways: int
-    shots: int
-    difference: float
-    interval: float
-
-
-@dataclass(frozen=True)
 class Report:
-    """All that a page shows. `names` tell the runs apart; `tasks` are of each run."""
+    """All that a page shows.
+
+    Attributes:
+        names: of the runs, each another.
+        tasks: of each run.
+        differences: rows of `compare`, in −1..1.
+    """
 
     names: Sequence[str]
     runs: Sequence[RunFacts]
     tasks: Sequence[Sequence[SolvedTask]]
     measured: Measurement | None
-    differences: Sequence[Difference]
+    differences: Sequence[Mapping[str, Any]]
     notes: Sequence[str]
 
     @property
@@ -57,8 +53,7 @@ class Report:
         return [*(f"{n}: {note}" if several else note for n, note in of_runs), *self.notes]
 
 
-Ready = tuple[TrainedModel, PreparedImages]
-OpenImages = Callable[[DatasetSettings], PreparedImages]
+LoadedRun = tuple[TrainedModel, PreparedImages]
 
 
 def collect(
@@ -66,7 +61,7 @@ def collect(
     ways: tuple[int, ...] | None,
     episodes: int,
     device: torch.device,
-    open_images: OpenImages,
+    cache_dir: Path | None,
     console: Console,
 ) -> Report:
     """Solve a task with every run's model, and measure and compare them where that is wanted.
@@ -78,16 +73,23 @@ def collect(
     names = _distinct([facts.name for facts in runs])
     notes: list[str] = []
     opened: dict[str, PreparedImages] = {}
-    ready = [
-        _ready(facts, name, device, open_images, opened, notes)
+
+    def images_of(settings: DatasetSettings) -> PreparedImages:
+        key = repr(settings)
+        if key not in opened:
+            opened[key] = open_images(settings, cache_dir, console)
+        return opened[key]
+
+    loaded = [
+        _load(facts, name, device, images_of, notes)
         for facts, name in zip(runs, names, strict=True)
     ]
-    tasks = [_solved(one, len(runs), device, notes) if one else [] for one in ready]
+    tasks = [_solved(run, len(runs), device, notes) if run else [] for run in loaded]
     measured: Measurement | None = None
-    differences: list[Difference] = []
-    there = [one for one in ready if one is not None]
-    if there and episodes:
-        measured, differences = _measured(there, ways, episodes, device, console, notes)
+    differences: list[dict[str, Any]] = []
+    usable = [run for run in loaded if run is not None]
+    if usable and episodes:
+        measured, differences = _measured(usable, ways, episodes, device, console, notes)
     return Report(names, runs, tasks, measured, differences, notes)
 
 
@@ -98,75 +100,75 @@ def _distinct(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _ready(
+def _load(
     facts: RunFacts,
     name: str,
     device: torch.device,
-    open_images: OpenImages,
-    opened: dict[str, PreparedImages],
+    images_of: Callable[[DatasetSettings], PreparedImages],
     notes: list[str],
-) -> Ready | None:
+) -> LoadedRun | None:
     """A run's model with its images."""
     try:
         model = replace(load_model(facts.run.path, device), name=name)
-        chosen = model.settings.dataset
-        if repr(chosen) not in opened:
-            opened[repr(chosen)] = open_images(chosen)
+        images = images_of(model.settings.dataset)
     except HidraError as exc:
-        notes.append(f"{name}: no task was solved with its model: {_told(exc)}")
+        notes.append(f"{name}: no task was solved with its model: {_reason(exc)}")
         return None
-    images = opened[repr(chosen)]
     if model.meta["dataset_hash"] != images.content_hash:
         notes.append(f"{name}: the prepared images are not those that it was trained on.")
     return model, images
 
 
-def _told(error: HidraError) -> str:
+def _reason(error: HidraError) -> str:
     return f"{error.what}: {error.why}." if error.why else f"{error.what}."
 
 
-def _solved(ready: Ready, runs: int, device: torch.device, notes: list[str]) -> list[SolvedTask]:
+def _solved(
+    loaded: LoadedRun, runs: int, device: torch.device, notes: list[str]
+) -> list[SolvedTask]:
     """One run is shown at few and at more ways, several at the first of them."""
-    model, images = ready
+    model, images = loaded
     ways = shown_ways(model, TASK_WAYS if runs == 1 else TASK_WAYS[:1], images)
     budget = PICTURE_BYTES // (runs * len(ways))
     try:
         return [solve(model, images, n, device, budget) for n in ways]
     except HidraError as exc:
-        notes.append(f"{model.name}: no task was solved with its model: {_told(exc)}")
+        notes.append(f"{model.name}: no task was solved with its model: {_reason(exc)}")
         return []
 
 
 def _measured(
-    ready: Sequence[Ready],
+    runs: Sequence[LoadedRun],
     ways: tuple[int, ...] | None,
     episodes: int,
     device: torch.device,
     console: Console,
     notes: list[str],
-) -> tuple[Measurement | None, list[Difference]]:
+) -> tuple[Measurement | None, list[dict[str, Any]]]:
     """Accuracy on the first run's images, of every model that was trained on the same."""
-    images = ready[0][1]
-    models = [model for model, own in ready if own.content_hash == images.content_hash]
+    images = runs[0][1]
+    models = [model for model, own in runs if own.content_hash == images.content_hash]
     notes += [
         f"{model.name}: not compared, as it was trained on other images."
-        for model, own in ready
+        for model, own in runs
         if own.content_hash != images.content_hash
     ]
     try:
-        usual = USUAL_WAYS if len(ready) == 1 else COMPARED_WAYS
-        chosen = ways or sorted({n for m in models for n in shown_ways(m, usual, images)})
-        plan = [pair for model in models for pair in _plan(model, chosen, images, notes)]
+        usual = USUAL_WAYS if len(runs) == 1 else COMPARED_WAYS
+        numbers = ways or sorted({n for m in models for n in shown_ways(m, usual, images)})
+        plan = [pair for model in models for pair in _plan(model, numbers, images, notes)]
         if not plan:
             return None, []
         cells, queries = measure(plan, images, episodes, device, console)
     except HidraError as exc:
-        notes.append(f"Accuracy was not measured: {_told(exc)}")
+        notes.append(f"Accuracy was not measured: {_reason(exc)}")
         return None, []
-    known = set(Row.__annotations__)
-    rows = [Row(**_only(cell.to_json(), known)) for cell in cells]
-    told = protocol(rows, split="test", dataset=images.dataset, queries=queries, seed=SEED)
-    return Measurement(told, rows), [Difference(**row) for row in compare(cells)]
+    rows = [
+        Row(c.contender, c.normalization, c.ways, c.shots, len(c.final), *interval(c.final))
+        for c in cells
+    ]
+    about = protocol(rows, split="test", dataset=images.dataset, queries=queries, seed=SEED)
+    return Measurement(about, rows), compare(cells)
 
 
 def _plan(
@@ -179,12 +181,8 @@ def _plan(
             model.check((n,), images.image_shape)
             able.append((model, n))
         except UsageError as exc:
-            refusal = _told(exc)
+            refusal = _reason(exc)
     if refusal:
         done = ", ".join(str(n) for _, n in able) or "no number of"
         notes.append(f"{model.name}: measured at {done} ways. {refusal}")
     return able
-
-
-def _only(found: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in found.items() if key in keys}

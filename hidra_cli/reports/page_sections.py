@@ -72,29 +72,30 @@ def differences(report: Report) -> Table | None:
         return None
     rows = [
         [
-            d.model,
-            str(d.ways),
-            str(d.shots),
-            ("−" if d.difference < 0 else "+") + percent(abs(d.difference), d.interval),
-            "yes" if abs(d.difference) > d.interval else "no",
+            row["model"],
+            str(row["ways"]),
+            str(row["shots"]),
+            ("−" if row["difference"] < 0 else "+")
+            + percent(abs(row["difference"]), row["interval"]),
+            "yes" if abs(row["difference"]) > row["interval"] else "no",
         ]
-        for d in report.differences
+        for row in report.differences
     ]
-    first = report.differences[0].minus
+    first = report.differences[0]["minus"]
     caption = f"Accuracy minus that of {first} in percentage points, with 95 % intervals"
     return Table(caption, ["model", "ways", "shots", "difference", "beyond its interval"], rows)
 
 
 def accuracy(report: Report) -> list[Measured]:
     """Accuracy measured now, at the end of the runs, and by `hidra evaluate`."""
-    found: list[tuple[str, Measurement | None]] = [("Measured for this report", report.measured)]
+    parts: list[tuple[str, Measurement | None]] = [("Measured for this report", report.measured)]
     if len(report.runs) == 1:
         (facts,) = report.runs
-        found.append(("At the end of the run", facts.tested))
-        found += [("By hidra evaluate", measurement) for measurement in facts.evaluations]
+        parts.append(("At the end of the run", facts.tested))
+        parts += [("By hidra evaluate", measurement) for measurement in facts.evaluations]
     else:
-        found.append(("At the end of each run", _together(report)))
-    return [_measured(title, each) for title, each in found if each is not None]
+        parts.append(("At the end of each run", _together(report)))
+    return [_measured(title, each) for title, each in parts if each is not None]
 
 
 def _together(report: Report) -> Measurement | None:
@@ -109,8 +110,8 @@ def _together(report: Report) -> Measurement | None:
     return Measurement(" ".join(protocols), rows) if rows else None
 
 
-def _measured(title: str, found: Measurement) -> Measured:
-    several = len({row.model for row in found.rows}) > 1
+def _measured(title: str, measurement: Measurement) -> Measured:
+    several = len({row.model for row in measurement.rows}) > 1
     columns = [*(["model"] if several else []), "ways", "shots", "accuracy, %", "chance, %"]
     rows = [
         [
@@ -120,16 +121,18 @@ def _measured(title: str, found: Measurement) -> Measured:
             percent(row.accuracy, row.interval),
             f"{100 / row.ways:.1f}",
         ]
-        for row in found.rows
+        for row in measurement.rows
     ]
     caption = "Mean over episodes ± half-width of its 95 % interval"
-    chart = _over_ways(title, found) if len({row.ways for row in found.rows}) > 1 else None
-    return Measured(title, found.protocol, chart, Table(caption, columns, rows, left=int(several)))
+    table = Table(caption, columns, rows, left=int(several))
+    several_ways = len({row.ways for row in measurement.rows}) > 1
+    chart = _over_ways(title, measurement) if several_ways else None
+    return Measured(title, measurement.protocol, chart, table)
 
 
-def _over_ways(title: str, found: Measurement) -> Chart:
+def _over_ways(title: str, measurement: Measurement) -> Chart:
     groups: dict[tuple[str, int, str], list[Row]] = {}
-    for row in found.rows:
+    for row in measurement.rows:
         groups.setdefault((row.model, row.shots, row.normalization), []).append(row)
     one_mode = len({(model, shots) for model, shots, _ in groups}) == len(groups)
     lines = []
@@ -138,7 +141,7 @@ def _over_ways(title: str, found: Measurement) -> Chart:
         label = f"{model}, {counted(shots, 'shot')}" + ("" if one_mode else f", {mode}")
         mean, half = 100 * np.array([(row.accuracy, row.interval) for row in rows]).T
         lines.append(_banded(label, [row.ways for row in rows], mean, half, index))
-    ways = sorted({row.ways for row in found.rows})
+    ways = sorted({row.ways for row in measurement.rows})
     lines.append(chance_line(ways))
     caption = "Bands are 95 % intervals over episodes."
     return _chart(f"Accuracy over ways. {title}", caption, "accuracy, %", lines, ways)
@@ -223,9 +226,8 @@ def _kept(values: Floats) -> NDArray[np.int64]:
 
 
 def _validated(label: str, index: int, facts: RunFacts) -> Line:
-    found = facts.metrics.validation
-    found = found[:: math.ceil(len(found) / _MOST_VALIDATIONS) or 1]
-    steps, mean, half = np.array(found).reshape(-1, 3).T
+    rows = np.array(facts.metrics.validation).reshape(-1, 3)
+    steps, mean, half = rows[:: math.ceil(len(rows) / _MOST_VALIDATIONS) or 1].T
     return _banded(label, steps, 100 * mean, 100 * half, index)
 
 

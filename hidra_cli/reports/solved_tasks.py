@@ -93,14 +93,14 @@ def solve(
         logits = model.learner.query_logits(adapted.weights, task)
     labels = logits.argmax(1).where(logits.isfinite().all(1), NO_LABEL)
     predicted = labels.reshape(ways, -1).tolist()
-    chosen = sampler.indices([0], shape)
-    support, queries = _pictures(images, chosen.support[0], chosen.query[0], ways, budget)
+    drawn = sampler.indices([0], shape)
+    support, queries = _pictures(images, drawn.support[0], drawn.query[0], ways, budget)
     return SolvedTask(
         model.name,
         shots,
         sampler.queries,
         model.normalization,
-        [clipped(sampler.table.names[row]) for row in chosen.classes[0]],
+        [clipped(sampler.table.names[row]) for row in drawn.classes[0]],
         adapted.accuracies,
         adapted.per_class,
         [[row.count(label) for label in [*range(ways), NO_LABEL]] for row in predicted],
@@ -164,7 +164,7 @@ def _pictures(
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Data URIs of the first images of each class, one more of each while there is room."""
     inverted = images.attributes["invert"] == "True"
-    found: list[list[list[str]]] = []
+    parts: list[list[list[str]]] = []
     for indices, most in ((support, MOST_SUPPORT_SHOWN), (query, QUERIES)):
         pixels = images.gather(indices.reshape(ways, -1)[:MOST_CLASSES_SHOWN, :most]).numpy()
         shown: list[list[str]] = [[] for _ in pixels]
@@ -175,8 +175,8 @@ def _pictures(
                 break
             for row, uri in zip(shown, uris, strict=True):
                 row.append(uri)
-        found.append(shown)
-    return found[0], found[1]
+        parts.append(shown)
+    return parts[0], parts[1]
 
 
 def _data_uri(pixels: UInt8, inverted: bool) -> str:

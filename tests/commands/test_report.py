@@ -330,15 +330,13 @@ def test_hostile_class_names_stay_text(
 ) -> None:
     from dataclasses import replace
 
-    from hidra_cli.images import open as opening
-
     opened = open_images
 
     def hostile(*arguments: Any) -> Any:
         images = opened(*arguments)
         return replace(images, names=tuple(f"{name} {HOSTILE}" for name in images.names))
 
-    monkeypatch.setattr(opening, "open_images", hostile)
+    monkeypatch.setattr(collect, "open_images", hostile)
     page, told = made(hidra, cache_dir, run)
     alone_and_silent(page)
     assert told["notes"] == []
