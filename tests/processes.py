@@ -1,4 +1,4 @@
-"""What each of several processes does in tests of a world: python -m tests.processes OUT CACHE."""
+"""What each process does in the tests of a process group: python -m tests.processes OUT CACHE."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hidra_cli.runs.directory import RunDir, create_run
 from hidra_cli.settings.layers import resolve
 from hidra_cli.settings.schema import Settings
 from hidra_cli.system.console import Console
-from hidra_cli.system.distributed import ALONE, World, joined
-from hidra_cli.system.torchrun import launch
+from hidra_cli.system.distributed import SINGLE, ProcessGroup, joined
+from hidra_cli.system.torchrun import this_rank
 from hidra_cli.tasks.sources import open_tasks
 
 from .conftest import TINY, TINY_OPTIONS
@@ -64,14 +64,14 @@ def settings_of(changes: dict[str, Any]) -> Settings:
     return resolve(BASE | changes, environ={}).settings
 
 
-def train(name: str, folder: Path, cache: Path, world: World = ALONE) -> dict[str, Any]:
+def train(name: str, folder: Path, cache: Path, group: ProcessGroup = SINGLE) -> dict[str, Any]:
     """Train in a folder; the rows of metrics, and what this process knows at the end."""
     settings = settings_of(TRAININGS[name])
     data = open_tasks(settings.dataset, cache, Console(verbosity=-1), CPU)
-    trainer = MetaTrainer(settings, data, CPU, world=world)
-    run = create_run(folder, name, settings) if world.main else RunDir(folder / name)
+    trainer = MetaTrainer(settings, data, CPU, group=group)
+    run = create_run(folder, name, settings) if group.main else RunDir(folder / name)
     trained = trainer.run(run, Console(verbosity=-1))
-    world.wait()
+    group.wait()
     with run.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     held = {key: value.tolist() for key, value in trainer.learner.state_dict().items()}
@@ -80,9 +80,9 @@ def train(name: str, folder: Path, cache: Path, world: World = ALONE) -> dict[st
     return {"rows": rows, "weights": held, "best": best, "without gradient": without}
 
 
-def diverge(images: PreparedImages, world: World = ALONE) -> str:
+def diverge(images: PreparedImages, group: ProcessGroup = SINGLE) -> str:
     """Why a training whose first step is not finite stopped."""
-    trainer = MetaTrainer(settings_of(DIVERGING), images, CPU, world=world)
+    trainer = MetaTrainer(settings_of(DIVERGING), images, CPU, group=group)
     try:
         trainer.step()
     except NotFiniteError as error:
@@ -90,35 +90,35 @@ def diverge(images: PreparedImages, world: World = ALONE) -> str:
     return "it did not"
 
 
-def put_together(world: World) -> dict[str, Any]:
+def put_together(group: ProcessGroup) -> dict[str, Any]:
     """Every collective once."""
-    rank = world.rank
+    rank = group.rank
     sums = [torch.full((2, 3), rank + 1.0), torch.tensor(10.0**rank, dtype=torch.float64)]
-    world.sum_(sums)
+    group.sum_(sums)
     lone = torch.tensor([1.5 + rank], dtype=torch.bfloat16)
-    world.sum_([lone])
+    group.sum_([lone])
     parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
     parameters[0].grad = torch.tensor([1.0, 2.0]) * (rank + 1)
     if rank:  # the second of three has a gradient in one process, the third in none
         parameters[1].grad = torch.tensor([4.0, 8.0])
-    means = world.mean_gradient_(parameters, (rank, 7.0), (0.25, 0.75)[rank])
+    means = group.mean_gradient_(parameters, (rank, 7.0), (0.25, 0.75)[rank])
     rows = [[float(rank), float(n)] for n in range(3 * (1 - rank))]
     refused = ""
     with contextlib.suppress(UsageError):
-        world.check_same("everything", "equal")
+        group.check_equal("everything", "equal")
         refused = "at first"
-        world.check_same("numbers", str(rank))
+        group.check_equal("numbers", str(rank))
         refused = "not at all"
     return {
         "sums": [tensor.tolist() for tensor in sums],
         "low precision": lone.float().tolist(),
         "gradients": [None if p.grad is None else p.grad.tolist() for p in parameters],
         "means": means,
-        "gathered": world.gather(rows).tolist(),
-        "gathered nothing": list(world.gather([]).shape),
-        "largest": world.largest(rank * 15),
-        "any": [world.any(rank == 1), world.any(False)],
-        "said": world.first_says(f"Größe {rank}"),
+        "gathered": group.gather(rows).tolist(),
+        "gathered nothing": list(group.gather([]).shape),
+        "largest": group.largest(rank * 15),
+        "any": [group.any(rank == 1), group.any(False)],
+        "said": group.broadcast_text(f"Größe {rank}"),
         "refused": refused,
     }
 
@@ -134,15 +134,15 @@ def threads() -> list[str]:
 
 def main(out: Path, cache: Path) -> None:
     # Run after what `joined` registers: the last one goes first.
-    atexit.register(lambda: (out / f"threads-{launch().rank}").write_text("\n".join(threads())))
-    with joined(launch(), CPU) as world:
+    atexit.register(lambda: (out / f"threads-{this_rank().rank}").write_text("\n".join(threads())))
+    with joined(this_rank(), CPU) as group:
         images = open_images(TINY, cache, Console(verbosity=-1))
-        found: dict[str, Any] = {"collectives": put_together(world)}
+        found: dict[str, Any] = {"collectives": put_together(group)}
         for name in TRAININGS:
-            found[name] = train(name, out, cache, world)
-        found["not finite"] = diverge(images, world)
+            found[name] = train(name, out, cache, group)
+        found["not finite"] = diverge(images, group)
         found["threads"] = threads()
-        (out / f"{world.rank}.json").write_text(json.dumps(found))
+        (out / f"{group.rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

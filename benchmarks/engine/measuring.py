@@ -21,7 +21,7 @@ from benchmarks.engine.contenders import CONTENDERS
 from benchmarks.engine.peers import Run
 from benchmarks.engine.workloads import Case, Workload
 from hidra_cli.engine.devices import held_memory, peak_memory
-from hidra_cli.engine.strategies.cores import CREW
+from hidra_cli.engine.strategies.cores import POOL
 from hidra_cli.errors import RunError
 
 # A measured time is of as many meta-steps as fill this, so that the clock's grain does not matter.
@@ -141,7 +141,7 @@ def measure_memory(run_of: Callable[[], Run], device: torch.device) -> Memory:
     for _ in range(_MEMORY_STEPS):
         run()
     _finish(device)
-    peak = peak_memory(device, CREW.pids)
+    peak = peak_memory(device, POOL.pids)
     return Memory(peak, peak - before)
 
 

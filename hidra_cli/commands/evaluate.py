@@ -101,12 +101,12 @@ def evaluate(
     from hidra_cli.runs.locate import latest_run, runs_dir_of
     from hidra_cli.runs.model import load_model
     from hidra_cli.runs.scores import compare
-    from hidra_cli.system.torchrun import launch
+    from hidra_cli.system.torchrun import this_rank
     from hidra_cli.tasks.sources import open_tasks
 
-    console = flags.make_console(json_output, quiet, verbose, main=launch().main)
+    console = flags.make_console(json_output, quiet, verbose, main=this_rank().main)
     with contextlib.ExitStack() as stack:
-        where, world = join(device or "auto", console, stack)
+        where, group = join(device or "auto", console, stack)
         chosen = runs or [latest_run(runs_dir_of(runs_dir))]
         models = _distinct(
             [load_model(path, where, steps=steps, normalization=normalization) for path in chosen]
@@ -115,7 +115,7 @@ def evaluate(
         data = open_tasks(settings, cache_dir, console, where)
         if pixels:
             _check_pixels(data)
-        _check_same(models, data, world)
+        _check_same(models, data, group)
         for model in models:
             if dataset is None and model.meta["dataset_hash"] != data.content_hash:
                 console.warn(f"{model.name} was trained on other data than {data.place}")
@@ -133,9 +133,9 @@ def evaluate(
             every_step=every_step,
             device=where,
             console=console,
-            world=world,
+            group=group,
         )
-    if not world.main:
+    if not group.main:
         return
     result = {
         "format_version": 1,
@@ -148,7 +148,7 @@ def evaluate(
         "models": [_describe(model) for model in models],
         "results": [cell.to_json() for cell in cells],
         "comparisons": compare(cells),
-        "environment": environment(where, models[0].meta["plugins"], world.size),
+        "environment": environment(where, models[0].meta["plugins"], group.size),
     }
     folder, picture = _write(out, chosen[0], models[0], cells, result)
     _show(cells, result, console)

@@ -74,16 +74,16 @@ def meta_train(
     from hidra_cli.jobs.training.resume import _is_finished, _resumed
     from hidra_cli.runs.locate import runs_dir_of
     from hidra_cli.settings.layers import resolve
-    from hidra_cli.system.torchrun import launch
+    from hidra_cli.system.torchrun import this_rank
 
-    console = flags.make_console(json_output, quiet, verbose, main=launch().main)
+    console = flags.make_console(json_output, quiet, verbose, main=this_rank().main)
     place = runs_dir_of(runs_dir)
     with contextlib.ExitStack() as stack:
         resumed = None
         if resume is None:
             resolved = resolve(setting_flags, config=config, preset=preset)
         else:
-            owner = stack if launch().main and not (print_config or dry_run) else None
+            owner = stack if this_rank().main and not (print_config or dry_run) else None
             resumed = _resumed(resume, place, setting_flags, config, preset, name, owner)
             resolved = resumed.settings
         if print_config:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from hidra_cli.errors import DeviceError
-from hidra_cli.system.memory import _largest_resident, _resident
+from hidra_cli.system.memory import peak_resident_memory, resident_memory
 
 
 def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -69,20 +69,18 @@ def peak_memory(device: torch.device, others: Sequence[int] = ()) -> int:
     """The most bytes this process has held: on the device, or of the host for the CPU.
 
     Args:
-        others: numbers of processes whose memory of the host is counted too, where it is known.
+        others: numbers of processes whose memory of the host is counted too.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Not ru_maxrss where there is another: on Linux it begins with what the parent had held.
-    own = _resident("VmHWM") or _largest_resident()
-    return own + sum(_resident("VmHWM", process) for process in others)
+    return peak_resident_memory() + sum(map(peak_resident_memory, others))
 
 
 def held_memory(device: torch.device) -> int:
     """The bytes this process holds now: on the device, or of the host for the CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _resident("VmRSS") or _largest_resident()
+    return resident_memory()
 
 
 def reset_peak_memory(device: torch.device) -> None:

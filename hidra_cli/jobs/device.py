@@ -10,18 +10,20 @@ if TYPE_CHECKING:
     import torch
 
     from hidra_cli.system.console import Console
-    from hidra_cli.system.distributed import World
+    from hidra_cli.system.distributed import ProcessGroup
 
 
-def join(device: str, console: Console, stack: contextlib.ExitStack) -> tuple[torch.device, World]:
+def join(
+    device: str, console: Console, stack: contextlib.ExitStack
+) -> tuple[torch.device, ProcessGroup]:
     """The device of this process, and the processes it was started with, until `stack` ends."""
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.system.distributed import joined
-    from hidra_cli.system.torchrun import launch
+    from hidra_cli.system.torchrun import this_rank
 
-    launched = launch()
-    several = launched.size > 1
-    chosen = resolve_device(device, launched.local_rank if several else None)
+    rank = this_rank()
+    several = rank.size > 1
+    chosen = resolve_device(device, rank.local_rank if several else None)
     if several:
-        console.note(f"{launched.size} processes share the tasks; waiting until all are there")
-    return chosen, stack.enter_context(joined(launched, chosen))
+        console.note(f"{rank.size} processes share the tasks; waiting until all are there")
+    return chosen, stack.enter_context(joined(rank, chosen))

@@ -17,7 +17,7 @@ from hidra_cli.engine.inner_loop import score
 from hidra_cli.engine.task_batch import Task, TaskBatch
 from hidra_cli.runs.scores import Cell
 from hidra_cli.system.console import Advance, Console
-from hidra_cli.system.distributed import ALONE, World
+from hidra_cli.system.distributed import SINGLE, ProcessGroup
 from hidra_cli.tasks.objective import CLASSIFICATION
 from hidra_cli.tasks.shape import TaskShape
 from hidra_cli.tasks.sources import Sampler, TaskSource, feasible_ways, objective_of, sampler_of
@@ -76,13 +76,13 @@ def evaluate_cell(
     episodes: int,
     every_step: bool = True,
     advance: Advance | None = None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> Cell:
     """Scores of episodes 0..E−1 of the sampler's stream, all of one shape.
 
-    The processes of a world take a share of the episodes each, and get the scores of all.
+    The processes of a group take a share of the episodes each, and get the scores of all.
     """
-    mine = world.share(range(episodes))
+    mine = group.share(range(episodes))
     found: list[list[float]] = []
     for start in range(0, len(mine), _EPISODES_AT_ONCE):
         chosen = mine[start : start + _EPISODES_AT_ONCE]
@@ -91,7 +91,7 @@ def evaluate_cell(
             found += contender.scores(batch, every_step=every_step)
         if advance is not None:
             advance(round(episodes * len(found) / len(mine)))
-    scores = world.gather(found)
+    scores = group.gather(found)
     return Cell(contender.name, contender.normalization, *shape, scores, sampler.objective)
 
 
@@ -102,7 +102,7 @@ def evaluate_plan(
     episodes: int,
     console: Console,
     every_step: bool = True,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> list[Cell]:
     """Each contender at each number of ways, at all shots of the sampler: the same episodes."""
     cells = []
@@ -117,18 +117,18 @@ def evaluate_plan(
                     episodes=episodes,
                     every_step=every_step,
                     advance=advance,
-                    world=world,
+                    group=group,
                 )
             cells.append(cell)
     return cells
 
 
-def _check_same(models: list[TrainedModel], data: TaskSource, world: World) -> None:
+def _check_same(models: list[TrainedModel], data: TaskSource, group: ProcessGroup) -> None:
     """A run that is being trained may get another checkpoint between two processes' reading."""
     import json
 
     seen = [[model.name, model.meta] for model in models]
-    world.check_same("models and data", json.dumps([seen, data.content_hash], sort_keys=True))
+    group.check_equal("models and data", json.dumps([seen, data.content_hash], sort_keys=True))
 
 
 def _evaluate_all(
@@ -145,7 +145,7 @@ def _evaluate_all(
     every_step: bool,
     device: torch.device,
     console: Console,
-    world: World,
+    group: ProcessGroup,
 ) -> list[Cell]:
     """Every contender at every number of ways and shots it can do, on the same episodes."""
     plan = _plan(contenders, ways, data.image_shape, console)
@@ -158,7 +158,7 @@ def _evaluate_all(
         episodes=episodes,
         console=console,
         every_step=every_step,
-        world=world,
+        group=group,
     )
 
 

@@ -1,6 +1,6 @@
-"""The processes that share a run: what each takes, and what they put together.
+"""The processes that share a run: the part of each, and what they combine.
 
-One process alone is the trivial case of everything here. All methods but `share` are collective:
+A single process is the trivial case of everything here. All methods but `share` are collective:
 every process calls them, in the same order.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +22,18 @@ from torch import Tensor, nn
 
 from hidra_cli.errors import NotFiniteError, RunError, StoppedError, UsageError
 from hidra_cli.system.signals import STOPPING
-from hidra_cli.system.torchrun import Launch, share
+from hidra_cli.system.torchrun import Rank, share
 
 Float64 = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass
-class World:
+class ProcessGroup:
     """The processes of a run, and which of them this is.
 
     Attributes:
-        rank: 0 for the one that speaks and writes.
+        rank: 0 for the one that prints and writes files.
         size: how many there are.
     """
 
@@ -40,7 +42,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that speaks and writes."""
+        """Whether this process is the one that prints and writes files."""
         return self.rank == 0
 
     def share(self, whole: range) -> range:
@@ -94,22 +96,16 @@ class World:
 
     def gather(self, rows: Sequence[Sequence[float]]) -> Float64:
         """Rows of k numbers, n of them in this process → those of all (sum of n, k), by rank."""
-        if self.size == 1:
-            return np.array(rows, np.float64)
-        shapes = self._all(torch.tensor([len(rows), len(rows[0]) if rows else 0]))
-        longest, width = torch.stack(shapes).amax(0).tolist()
-        padded = torch.zeros(longest, width, dtype=torch.float64)
-        if rows:
-            padded[: len(rows)] = torch.tensor(rows, dtype=torch.float64)
-        parts = zip(self._all(padded), shapes, strict=True)
-        return torch.cat([part[: int(shape[0])] for part, shape in parts]).numpy()
+        return np.array([row for part in self._gathered(rows) for row in part], np.float64)
 
-    def _all(self, tensor: Tensor) -> list[Tensor]:
-        """This tensor of each process."""
-        found = [torch.empty_like(tensor) for _ in range(self.size)]
+    def _gathered(self, value: T) -> list[T]:
+        """The value of each process, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
         with _lost_process():
-            dist.all_gather(found, tensor)
-        return found
+            dist.all_gather_object(values, value)
+        return values
 
     def largest(self, number: int) -> int:
         """The largest of the processes' numbers."""
@@ -121,28 +117,26 @@ class World:
         return int(largest)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether the flag is set in any process."""
         return bool(self.largest(int(flag)))
 
-    def first_says(self, text: str) -> str:
+    def broadcast_text(self, text: str) -> str:
         """The text of the first process, in all of them."""
         if self.size == 1:
             return text
-        content = text.encode() if self.main else b""
-        letters = torch.zeros(self.largest(len(content)), dtype=torch.uint8)
-        letters[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+        texts = [text]
         with _lost_process():
-            dist.broadcast(letters, 0)
-        return bytes(letters.tolist()).decode()
+            dist.broadcast_object_list(texts, 0)
+        return texts[0]
 
-    def check_same(self, what: str, text: str) -> None:
-        """Check that all processes have the same of something, and so is a check in all of them.
+    def check_equal(self, what: str, text: str) -> None:
+        """Check that all processes have the same text, and so do the same in what follows.
 
         Raises:
-            UsageError: some have another.
+            UsageError: some have another, in every process.
         """
         digest = hashlib.sha256(text.encode()).hexdigest()
-        if self.any(self.first_says(digest) != digest):
+        if len(set(self._gathered(digest))) > 1:
             raise UsageError(
                 f"the processes do not see the same {what}",
                 why="each machine reads files and variables of its own",
@@ -154,53 +148,53 @@ class World:
         self.largest(0)
 
 
-ALONE = World()
+SINGLE = ProcessGroup()
 
 
 @contextlib.contextmanager
-def joined(launched: Launch, device: torch.device) -> Iterator[World]:
-    """Join the processes that were started together, until the end of this one.
+def joined(rank: Rank, device: torch.device) -> Iterator[ProcessGroup]:
+    """The group of the processes that were started together; this one leaves it when it ends.
 
     Raises:
         RunError: they cannot be reached.
     """
-    if launched.size == 1:
-        yield ALONE
+    if rank.size == 1:
+        yield SINGLE
         return
-    # Imported later, it would hold the group beyond its end, and gloo's threads with it, which
+    # Imported after the group is made, it would keep the group and gloo's threads alive, which
     # abort a process that ends before them.
     import torch.distributed.nn
 
-    # What is decided together travels over gloo, gradients of a GPU over NCCL.
+    # Decisions are exchanged over gloo, gradients of a GPU over NCCL.
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     with _lost_process():
-        dist.init_process_group(backend, rank=launched.rank, world_size=launched.size)
+        dist.init_process_group(backend, rank=rank.rank, world_size=rank.size)
     try:
-        yield World(launched.rank, launched.size)
+        yield ProcessGroup(rank.rank, rank.size)
     except (StoppedError, NotFiniteError) as error:  # decided together, at the same step
-        atexit.register(_part, together=True)
-        if launched.rank:
-            raise SystemExit(error.code) from None  # the first process tells of it
+        atexit.register(_leave, together=True)
+        if rank.rank:
+            raise SystemExit(error.code) from None  # the first process reports it
         raise
     except BaseException:
-        atexit.register(_part, together=False)
+        atexit.register(_leave, together=False)
         raise
     else:
-        atexit.register(_part, together=True)
+        atexit.register(_leave, together=True)
 
 
-def _part(together: bool) -> None:
-    """Leave the others, as the last thing a process does.
+def _leave(together: bool) -> None:
+    """Leave the group, as the last thing a process does.
 
-    A launcher ends all processes when one has ended with an exit code. So, where the end was
-    decided together, none is gone before the first one has written and told everything.
+    torchrun ends all processes when one has ended with an error. So, where all decided to end, none
+    leaves before the first one has written and printed everything.
     """
-    for number in STOPPING:  # no use any more; and raised in here, they would be told of
+    for number in STOPPING:  # stopping is under way: another signal must not raise in here
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(RuntimeError):  # another one is gone: nothing to wait for
+    with contextlib.suppress(RuntimeError):  # another process is gone: nothing to wait for
         if together:
             dist.all_reduce(torch.zeros(1))
     dist.destroy_process_group()
@@ -208,7 +202,7 @@ def _part(together: bool) -> None:
 
 @contextlib.contextmanager
 def _lost_process() -> Iterator[None]:
-    """Tell what torch says when a process cannot be reached any more."""
+    """Turn torch's error about an unreachable process into one of ours."""
     try:
         yield
     except RuntimeError as exc:

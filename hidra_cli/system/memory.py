@@ -1,32 +1,56 @@
-"""What the machine has."""
+"""Memory: what is free, what processes hold, and how the C library keeps it."""
 
 from __future__ import annotations
 
 import ctypes
-import sys
+import re
 from contextlib import suppress
 from pathlib import Path
 
-# Of glibc's mallopt: keep up to 2 GB of freed memory, and take no allocation from the system alone.
+import psutil
+
+# Of glibc's mallopt: keep up to 2 GB of freed memory, and map no allocation by itself.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST_KEPT, _LARGEST = 2**31 - 1, 2**30
 
 
 def available_memory() -> int:
     """Bytes of memory that can be taken without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(available.split()[1]) * 1024
-    except (OSError, StopIteration, ValueError, IndexError):
-        return 4 << 30  # not Linux: a careful guess
+    return int(psutil.virtual_memory().available)
+
+
+def resident_memory() -> int:
+    """Bytes that this process has in memory."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_memory(process: int | None = None) -> int:
+    """The most bytes that a process had in memory.
+
+    Args:
+        process: its number; this one without it.
+
+    Returns:
+        What it has now, where the system keeps no peak; 0 where the process is gone.
+    """
+    # Not getrusage: on Linux its peak begins with what the parent had held.
+    with suppress(OSError, TypeError):
+        status = Path(f"/proc/{process or 'self'}/status").read_text(encoding="ascii")
+        return 1024 * int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]
+    with suppress(psutil.Error):
+        memory = psutil.Process(process).memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
+    return 0
 
 
 def keep_freed_memory() -> bool:
     """Let glibc keep large blocks that were freed: each step asks for the same ones again.
 
-    Else each is given back to the system and comes anew, page by page, which costs a quarter of the
-    time of training. Nothing happens where the C library is another.
+    Otherwise each goes back to the system and is mapped again, page by page, which costs a quarter
+    of the time of training. Does nothing with another C library.
+
+    Returns:
+        Whether glibc keeps them.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt
@@ -37,24 +61,6 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Give the system what glibc has kept of freed blocks."""
+    """Return the freed blocks that glibc keeps to the system."""
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _resident(field: str, process: int | str = "self") -> int:
-    """Bytes of a process in memory, now ("VmRSS") or at most ("VmHWM"); 0 if not on Linux."""
-    try:
-        with open(f"/proc/{process}/status", encoding="ascii") as status:  # noqa: PTH123 (no disk)
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return 0
-
-
-def _largest_resident() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else held * 1024

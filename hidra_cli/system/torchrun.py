@@ -1,4 +1,4 @@
-"""Which of several processes this is, as torchrun and its like say in the environment."""
+"""Which of several processes this is, from the variables that torchrun sets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Launch:
+class Rank:
     """One of `size` processes that were started together.
 
     Attributes:
-        rank: its number among all, 0 for the one that speaks and writes.
+        rank: its number among all, 0 for the one that prints and writes files.
         size: how many there are, on all machines.
-        local_rank: its number among those of its machine, which chooses its GPU.
+        local_rank: its number among those of its machine, which selects its GPU.
     """
 
     rank: int = 0
@@ -30,26 +30,26 @@ class Launch:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that speaks and writes."""
+        """Whether this is the process that prints and writes files."""
         return self.rank == 0
 
 
 def share(whole: S, index: int, number: int) -> S:
-    """One of so many contiguous parts of a sequence, whose sizes differ by one at most."""
+    """Part `index` of `number` contiguous parts of a sequence; sizes differ by one at most."""
     each, more = divmod(len(whole), number)
     first = index * each + min(index, more)
     return whole[first : first + each + (index < more)]  # type: ignore[return-value]
 
 
-def launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """What RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* say; one process alone where they say nothing.
+def this_rank(environ: Mapping[str, str] = os.environ) -> Rank:
+    """The rank from RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*; a single process without them.
 
     Raises:
         UsageError: they contradict each other.
     """
     names = ("RANK", "WORLD_SIZE")
     if not all(environ.get(name) for name in (*names, *_MEETING_PLACE)):
-        return Launch()
+        return Rank()
     given = {name: environ.get(name, "0") for name in (*names, "LOCAL_RANK")}
     try:
         rank, size, local_rank = map(int, given.values())
@@ -62,4 +62,4 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch:
             why=f"{told}: {exc}",
             fix="start it with torchrun, or unset these variables",
         ) from exc
-    return Launch(rank, size, local_rank) if size > 1 else Launch()
+    return Rank(rank, size, local_rank) if size > 1 else Rank()

@@ -45,10 +45,10 @@ _PROGRAM = (
 
 
 class LostError(Exception):
-    """A process of the crew cannot be started, or is gone."""
+    """A process of the pool cannot be started, or is gone."""
 
 
-class Crew:
+class WorkerPool:
     """Processes that are started ahead of their work, and end with this one.
 
     Args:

@@ -51,7 +51,8 @@ def test_float32_is_float32_in_full_on_a_gpu_unless_tf32_is_asked_for() -> None:
 
 HELD = """
 import torch
-from hidra_cli.engine.devices import *
+from hidra_cli.engine.devices import held_memory, peak_memory
+from hidra_cli.system.memory import *
 cpu = torch.device("cpu")
 assert keep_freed_memory()
 before = held_memory(cpu)

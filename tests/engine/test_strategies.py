@@ -21,7 +21,7 @@ from hidra_cli.engine.normalization import Mode, norm_factory
 from hidra_cli.engine.strategies import cores
 from hidra_cli.engine.strategies.base import Loop, Strategy
 from hidra_cli.engine.strategies.choose import choose
-from hidra_cli.engine.strategies.cores import CREW, Processes, Threads
+from hidra_cli.engine.strategies.cores import POOL, Processes, Threads
 from hidra_cli.engine.strategies.stacked import Batched, Compiled
 from hidra_cli.engine.task_batch import Examples, TaskBatch
 from hidra_cli.system.worker_pool import threads_of_operators
@@ -164,7 +164,7 @@ def test_a_task_per_core_is_bit_for_bit_the_loop_whatever_their_number(
         strategy = kind(learner, workers=workers)
         _, found = gradient_of(learner, partial(strategy.meta_gradient, batch, inner))
         assert not strategy.fault
-        assert kind is Threads or len(CREW.pids) >= workers - 1
+        assert kind is Threads or len(POOL.pids) >= workers - 1
         for name, gradient in found.items():
             expected = reference[name]
             assert (gradient is None) == (expected is None)
@@ -298,55 +298,55 @@ def same_bits(one: dict[str, Tensor | None], other: dict[str, Tensor | None]) ->
 
 
 def test_until_processes_are_ready_threads_do_the_same_work() -> None:
-    CREW.dismiss()
+    POOL.dismiss()
     learner, batch, inner = make_learner("maml"), make_batch(tasks=3), InnerLoop(1, 0.3)
     wanted = own_gradient(Threads(learner, workers=2), batch, inner)
     hurried = Processes(learner, workers=2, patience=1e-9)
     for begun in (False, True):  # the first work is done without; the second calls them
         assert same_bits(own_gradient(hurried, batch, inner), wanted)
-        assert bool(CREW.pids) == begun
-    assert CREW.ready(1, wait=True)
+        assert bool(POOL.pids) == begun
+    assert POOL.ready(1, wait=True)
     assert same_bits(own_gradient(hurried, batch, inner), wanted)
     patient = Processes(learner, workers=2, patience=1e9)
     seen = spied_share(patient, batch, inner)
     assert seen == [2]  # those that are there are taken at once
-    CREW.dismiss()
+    POOL.dismiss()
     assert same_bits(own_gradient(patient, batch, inner), wanted)
-    assert CREW.pids == []
+    assert POOL.pids == []
 
 
 def spied_share(strategy: Strategy, batch: TaskBatch, inner: InnerLoop) -> list[int]:
     """Over how many processes its work is shared."""
     seen: list[int] = []
-    share = CREW.share
+    share = POOL.share
 
     def spy(*given: Any, processes: int, **more: Any) -> Any:
         seen.append(processes)
         return share(*given, processes=processes, **more)
 
-    CREW.share = spy  # type: ignore[method-assign]
+    POOL.share = spy  # type: ignore[method-assign]
     try:
         strategy.meta_gradient(batch, inner)
     finally:
-        CREW.share = share  # type: ignore[method-assign]
+        POOL.share = share  # type: ignore[method-assign]
     return seen
 
 
 def test_where_memory_is_short_it_stays_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    CREW.dismiss()
+    POOL.dismiss()
     monkeypatch.setattr(cores, "available_memory", lambda: 1000)
     strategy = Processes(make_learner("hidra"), workers=2, patience=1e-9)
     for _ in range(3):
         strategy.meta_gradient(make_batch(tasks=2), InnerLoop(1, 0.3))
-    assert CREW.pids == []
+    assert POOL.pids == []
 
 
 def test_one_task_and_one_core_need_no_other_process() -> None:
-    CREW.dismiss()
+    POOL.dismiss()
     learner, inner = make_learner("hidra"), InnerLoop(1, 0.3)
     Processes(learner, workers=2).meta_gradient(make_batch(tasks=1), inner)
     Processes(learner, workers=1).meta_gradient(make_batch(tasks=3), inner)
-    assert CREW.pids == []
+    assert POOL.pids == []
 
 
 def test_when_a_process_is_lost_threads_go_on_and_it_is_said() -> None:
@@ -354,11 +354,11 @@ def test_when_a_process_is_lost_threads_go_on_and_it_is_said() -> None:
     strategy = Processes(learner, workers=2)
     wanted = own_gradient(strategy, batch, inner)
     assert strategy.fault == ""
-    os.kill(CREW.pids[0], signal.SIGKILL)
+    os.kill(POOL.pids[0], signal.SIGKILL)
     assert same_bits(own_gradient(strategy, batch, inner), wanted)
     assert "is gone (signal 9)" in strategy.fault
     assert same_bits(own_gradient(strategy, batch, inner), wanted)
-    assert CREW.pids == []
+    assert POOL.pids == []
 
 
 def test_a_head_that_no_module_holds_is_left_to_threads() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hidra_cli.engine.kernels import pooled_moments
-from hidra_cli.engine.strategies.cores import CREW
+from hidra_cli.engine.strategies.cores import POOL
 from hidra_cli.errors import DataError
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.jobs.training.trainer import MetaTrainer
@@ -340,11 +340,11 @@ def test_a_task_per_core_and_a_loop_of_one_thread_are_the_same_run(
     place: Place, strategy: str
 ) -> None:
     """Which is why no warning is due between them: bit for bit, in either order."""
-    CREW.dismiss()
+    POOL.dismiss()
     with threads_of_operators(2):
         at_once = place.train("whole", 4, f"--strategy={strategy}")
         place.train("mine", 2, f"--strategy={strategy}")
-    assert bool(CREW.pids) == (strategy == "processes")
+    assert bool(POOL.pids) == (strategy == "processes")
     with threads_of_operators(1):
         assert place.resume("mine", "--iterations=4", "--strategy=loop").code == 0
     runs = (RunDir(place.runs / "mine"), at_once)

@@ -24,8 +24,8 @@ from hidra_cli.errors import DeviceError, UsageError
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.runs.checkpoint import load_checkpoint
 from hidra_cli.runs.directory import RunDir
-from hidra_cli.system.distributed import ALONE, World
-from hidra_cli.system.torchrun import Launch, launch
+from hidra_cli.system.distributed import SINGLE, ProcessGroup
+from hidra_cli.system.torchrun import Rank, this_rank
 
 from ..conftest import TINY_DATA, Hidra
 from ..processes import TRAININGS, diverge, train
@@ -47,7 +47,7 @@ MEETING = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 @given(start=st.integers(0, 50), length=st.integers(0, 40), size=st.integers(1, 9))
 def test_shares_are_the_whole_in_order_and_even(start: int, length: int, size: int) -> None:
     whole = range(start, start + length)
-    shares = [World(rank, size).share(whole) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).share(whole) for rank in range(size)]
     assert [n for share in shares for n in share] == list(whole)
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
@@ -55,12 +55,12 @@ def test_shares_are_the_whole_in_order_and_even(start: int, length: int, size: i
 
 def test_the_environment_says_which_process_this_is() -> None:
     ranks = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert launch(ranks | MEETING) == Launch(5, 8, 1)
-    assert launch({}) == launch(ranks) == Launch()
-    assert launch({"RANK": "0", "WORLD_SIZE": "1"} | MEETING) == Launch(0, 1, 0)
+    assert this_rank(ranks | MEETING) == Rank(5, 8, 1)
+    assert this_rank({}) == this_rank(ranks) == Rank()
+    assert this_rank({"RANK": "0", "WORLD_SIZE": "1"} | MEETING) == Rank(0, 1, 0)
     for wrong in ({"RANK": "8"}, {"RANK": "-1"}, {"WORLD_SIZE": "many"}, {"LOCAL_RANK": "x"}):
         with pytest.raises(UsageError, match="which process") as failure:
-            launch(ranks | MEETING | wrong)
+            this_rank(ranks | MEETING | wrong)
         assert repr(next(iter(wrong.values()))) in failure.value.why
 
 
@@ -99,7 +99,7 @@ def start_two(*arguments: str | Path, **variables: list[str]) -> list[subprocess
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> list[dict[str, Any]]:
     """What two processes of `tests.processes` found."""
-    out = tmp_path_factory.mktemp("world")
+    out = tmp_path_factory.mktemp("processes")
     for process in start_two("-c", RUN_PROCESSES, out, cache_dir):
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
@@ -117,7 +117,7 @@ def test_what_is_put_together_is_the_same_in_every_process(both: list[dict[str, 
         "gradients": [[1.75, 3.5], [3.0, 6.0], None],
         "means": [0.75, 7.0],
         "gathered": [[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]],
-        "gathered nothing": [0, 0],
+        "gathered nothing": [0],
         "largest": 15,
         "any": [True, False],
         "said": "Größe 0",
@@ -134,11 +134,11 @@ def test_no_thread_outlives_the_group(both: list[dict[str, Any]]) -> None:
 
 def test_one_process_alone_needs_nobody() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
-    assert ALONE.mean_gradient_([parameter], (1.0, 2.0), 1.0) == [1.0, 2.0]
+    assert SINGLE.mean_gradient_([parameter], (1.0, 2.0), 1.0) == [1.0, 2.0]
     assert parameter.grad is None
-    assert ALONE.gather([[1.0], [2.0]]).tolist() == [[1.0], [2.0]]
-    assert (ALONE.largest(7), ALONE.first_says("x"), ALONE.any(False)) == (7, "x", False)
-    ALONE.check_same("thing", "x")
+    assert SINGLE.gather([[1.0], [2.0]]).tolist() == [[1.0], [2.0]]
+    assert (SINGLE.largest(7), SINGLE.broadcast_text("x"), SINGLE.any(False)) == (7, "x", False)
+    SINGLE.check_equal("thing", "x")
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from hidra_cli.errors import DataError
 from hidra_cli.system.memory import keep_freed_memory
-from hidra_cli.system.worker_pool import Crew, LostError, packed, threads_of_operators
+from hidra_cli.system.worker_pool import LostError, WorkerPool, packed, threads_of_operators
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are started on POSIX alone")
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    made = Crew(keep_freed_memory)
+def pool() -> Iterator[WorkerPool]:
+    made = WorkerPool(keep_freed_memory)
     yield made
     made.dismiss()
 
@@ -64,26 +64,28 @@ def dies(common: signal.Signals, part: int) -> int:
     return part
 
 
-def test_work_is_shared_and_comes_back_in_order(crew: Crew) -> None:
-    assert crew.ready(2, wait=True)
-    found = crew.share(process_and_threads, 10, range(7), processes=3, threads=1)
+def test_work_is_shared_and_comes_back_in_order(pool: WorkerPool) -> None:
+    assert pool.ready(2, wait=True)
+    found = pool.share(process_and_threads, 10, range(7), processes=3, threads=1)
     assert [value for value, _, _ in found] == [0, 10, 20, 30, 40, 50, 60]
     processes = [process for _, process, _ in found]
-    assert processes == [os.getpid()] * 3 + [crew.pids[0]] * 2 + [crew.pids[1]] * 2
+    assert processes == [os.getpid()] * 3 + [pool.pids[0]] * 2 + [pool.pids[1]] * 2
     assert {threads for _, _, threads in found} == {1}
 
 
-def test_each_process_has_the_threads_it_is_given_and_here_they_are_as_before(crew: Crew) -> None:
-    assert crew.ready(1, wait=True)
+def test_each_process_has_the_threads_it_is_given_and_here_they_are_as_before(
+    pool: WorkerPool,
+) -> None:
+    assert pool.ready(1, wait=True)
     with threads_of_operators(2):
-        found = crew.share(process_and_threads, 1, range(2), processes=2, threads=3)
+        found = pool.share(process_and_threads, 1, range(2), processes=2, threads=3)
         assert [threads for _, _, threads in found] == [3, 3]
         assert torch.get_num_threads() == 2
 
 
-def test_there_may_be_less_to_do_than_there_are_processes(crew: Crew) -> None:
-    assert crew.ready(2, wait=True)
-    assert len(crew.share(process_and_threads, 1, [4], processes=3, threads=1)) == 1
+def test_there_may_be_less_to_do_than_there_are_processes(pool: WorkerPool) -> None:
+    assert pool.ready(2, wait=True)
+    assert len(pool.share(process_and_threads, 1, [4], processes=3, threads=1)) == 1
 
 
 def tensors() -> Iterator[Tensor]:
@@ -153,70 +155,70 @@ def test_a_part_of_a_batch_is_sent_without_the_rest() -> None:
     ],
 )
 def test_an_error_of_the_work_comes_here(
-    crew: Crew, common: str, kind: type[Exception], message: str
+    pool: WorkerPool, common: str, kind: type[Exception], message: str
 ) -> None:
-    assert crew.ready(1, wait=True)
-    before = crew.pids
+    assert pool.ready(1, wait=True)
+    before = pool.pids
     with pytest.raises(kind, match=message):
-        crew.share(fails, common, range(4), processes=2, threads=1)
-    assert crew.pids == []
+        pool.share(fails, common, range(4), processes=2, threads=1)
+    assert pool.pids == []
     assert not any(alive(process) for process in before)
-    assert crew.ready(1, wait=True)  # there are new ones
-    assert crew.share(fails, "", [0, 1], processes=2, threads=1) == [0, 1]
+    assert pool.ready(1, wait=True)  # there are new ones
+    assert pool.share(fails, "", [0, 1], processes=2, threads=1) == [0, 1]
 
 
-def test_an_error_here_leaves_no_answer_for_the_next_one(crew: Crew) -> None:
-    assert crew.ready(1, wait=True)
+def test_an_error_here_leaves_no_answer_for_the_next_one(pool: WorkerPool) -> None:
+    assert pool.ready(1, wait=True)
     with pytest.raises(MemoryError):
-        crew.share(fails, "", [5, 0], processes=2, threads=1)
-    assert crew.ready(1, wait=True)
+        pool.share(fails, "", [5, 0], processes=2, threads=1)
+    assert pool.ready(1, wait=True)
     two = [torch.ones(2), torch.zeros(2)]
-    found = crew.share(plus, torch.ones(2), two, processes=2, threads=1)
+    found = pool.share(plus, torch.ones(2), two, processes=2, threads=1)
     assert [value.tolist() for value in found] == [[2.0, 2.0], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_process_that_dies_at_work_is_told_of(crew: Crew, number: signal.Signals) -> None:
-    assert crew.ready(1, wait=True)
+def test_a_process_that_dies_at_work_is_told_of(pool: WorkerPool, number: signal.Signals) -> None:
+    assert pool.ready(1, wait=True)
     with pytest.raises(LostError, match=f"signal {number.value}"):
-        crew.share(dies, number, [0, 1], processes=2, threads=1)
-    assert crew.pids == []
+        pool.share(dies, number, [0, 1], processes=2, threads=1)
+    assert pool.pids == []
 
 
-def test_one_that_died_before_is_told_of(crew: Crew) -> None:
-    assert crew.ready(1, wait=True)
-    os.kill(crew.pids[0], signal.SIGKILL)
+def test_one_that_died_before_is_told_of(pool: WorkerPool) -> None:
+    assert pool.ready(1, wait=True)
+    os.kill(pool.pids[0], signal.SIGKILL)
     with pytest.raises(LostError, match="signal 9"):
-        crew.share(plus, torch.ones(1), [torch.ones(1)] * 2, processes=2, threads=1)
-    assert crew.pids == []
+        pool.share(plus, torch.ones(1), [torch.ones(1)] * 2, processes=2, threads=1)
+    assert pool.pids == []
 
 
-def test_what_cannot_be_sent_is_told_of(crew: Crew) -> None:
-    assert crew.ready(1, wait=True)
+def test_what_cannot_be_sent_is_told_of(pool: WorkerPool) -> None:
+    assert pool.ready(1, wait=True)
     with pytest.raises(LostError, match="cannot be sent"):
-        crew.share(lambda common, part: common + part, 0, [0, 1], processes=2, threads=1)
+        pool.share(lambda common, part: common + part, 0, [0, 1], processes=2, threads=1)
 
 
 def test_a_process_that_cannot_start_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(LostError, match="cannot be started"):
-        Crew(keep_freed_memory).ready(1)
+        WorkerPool(keep_freed_memory).ready(1)
     monkeypatch.setattr(sys, "executable", "")
     with pytest.raises(LostError, match="cannot be started"):
-        Crew(keep_freed_memory).ready(1)
+        WorkerPool(keep_freed_memory).ready(1)
 
 
-def test_signals_are_for_the_one_that_asks(crew: Crew) -> None:
-    assert crew.ready(1, wait=True)
+def test_signals_are_for_the_one_that_asks(pool: WorkerPool) -> None:
+    assert pool.ready(1, wait=True)
     for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(crew.pids[0], number)
-    assert crew.share(fails, "", [0, 1], processes=2, threads=1) == [0, 1]
+        os.kill(pool.pids[0], number)
+    assert pool.share(fails, "", [0, 1], processes=2, threads=1) == [0, 1]
 
 
 # A script without a guard, with a class of its own.
 SCRIPT = """
 import sys, time
-from hidra_cli.system.worker_pool import Crew, LostError
+from hidra_cli.system.worker_pool import WorkerPool, LostError
 from tests.system.test_worker_pool import keep_freed_memory, process_and_threads
 
 class Own:
@@ -224,16 +226,16 @@ class Own:
         return other
 
 print("begun", flush=True)
-crew = Crew(keep_freed_memory)
-crew.ready(2, wait=True)
-print(*crew.pids, flush=True)
-print(len(crew.share(process_and_threads, 1, range(3), processes=3, threads=1)), flush=True)
+pool = WorkerPool(keep_freed_memory)
+pool.ready(2, wait=True)
+print(*pool.pids, flush=True)
+print(len(pool.share(process_and_threads, 1, range(3), processes=3, threads=1)), flush=True)
 try:
-    crew.share(process_and_threads, Own(), [1, 2, 3], processes=3, threads=1)
+    pool.share(process_and_threads, Own(), [1, 2, 3], processes=3, threads=1)
 except LostError as lost:
     print(lost, flush=True)
-crew.ready(1, wait=True)
-print(*crew.pids, flush=True)
+pool.ready(1, wait=True)
+print(*pool.pids, flush=True)
 if len(sys.argv) > 1:
     time.sleep(60)
 """

@@ -3,7 +3,7 @@
 - `loop`: one task after another, each operator on all cores; the specification (inner_loop.py).
 - `threads`: one task per core. Bit for bit the loop on one thread, on as many cores as tasks or
   fewer.
-- `processes`: the same in processes of their own, which do not wait for each other (crew.py); the
+- `processes`: the same in processes of their own, which do not wait for each other (pool.py); the
   same bits.
 - `batched`: all tasks at once, with a weight of its own for each where weights differ.
 - `compiled`: as batched, the whole meta-gradient traced and compiled as one function.

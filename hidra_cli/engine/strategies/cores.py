@@ -16,14 +16,14 @@ from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.strategies.base import T, TaskByTask
 from hidra_cli.engine.task_batch import Task, TaskBatch
 from hidra_cli.system.memory import available_memory, keep_freed_memory
-from hidra_cli.system.worker_pool import Crew, LostError, threads_of_operators
+from hidra_cli.system.worker_pool import LostError, WorkerPool, threads_of_operators
 
 # Of work in threads, before "auto" starts other processes: they take two to be ready.
 PATIENCE = 10.0
 
 
 # One for all strategies, so that the test after a training does not start others.
-CREW = Crew(keep_freed_memory)
+POOL = WorkerPool(keep_freed_memory)
 
 
 class Threads(TaskByTask):
@@ -111,7 +111,7 @@ class Processes(Threads):
                 return None
             processes = others + 1
             threads = self.workers // processes
-            return CREW.share(
+            return POOL.share(
                 work, self.learner, batch.tasks(), processes=processes, threads=threads
             )
         except LostError as lost:
@@ -120,13 +120,13 @@ class Processes(Threads):
 
     def _called(self, others: int) -> bool:
         """Whether so many other processes are ready; they are called when it is time."""
-        missing = others - len(CREW.pids)
+        missing = others - len(POOL.pids)
         if missing > 0 and self.patience:
             if self._worked < self.patience:
                 return False
             if missing * held_memory(self.learner.device) > available_memory() / 2:
                 return False
-        return CREW.ready(others, wait=not self.patience)
+        return POOL.ready(others, wait=not self.patience)
 
 
 def _replica(learner: Learner) -> Learner:

@@ -22,7 +22,7 @@ def dry_run(trainer: MetaTrainer, console: Console) -> None:
         DeviceError: out of memory; names the flags that help.
     """
     from hidra_cli.engine import devices
-    from hidra_cli.engine.strategies.cores import CREW
+    from hidra_cli.engine.strategies.cores import POOL
     from hidra_cli.system import memory
 
     settings, device = trainer.settings, trainer.device
@@ -37,7 +37,7 @@ def dry_run(trainer: MetaTrainer, console: Console) -> None:
     before = devices.held_memory(device)
     devices.reset_peak_memory(device)
     step, rate = _measured(trainer, shape)
-    peak = devices.peak_memory(device, CREW.pids)
+    peak = devices.peak_memory(device, POOL.pids)
     console.print(
         f"memory            {_mb(peak - before)}, beside {_mb(before)} of the program ({device})"
     )
@@ -50,7 +50,7 @@ def dry_run(trainer: MetaTrainer, console: Console) -> None:
             "peak_memory_mb": round(peak / 1e6),
             "memory_mb": round((peak - before) / 1e6, 1),
             "strategy": trainer.strategy.name,
-            "processes": trainer.world.size * (1 + others),
+            "processes": trainer.group.size * (1 + others),
             "tasks_per_second": round(rate, 2),
             "ways": shape.ways,
             "shots": shape.shots,

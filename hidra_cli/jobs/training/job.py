@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hidra_cli.runs.directory import RunDir
     from hidra_cli.settings.schema import Settings
     from hidra_cli.system.console import Console
-    from hidra_cli.system.distributed import World
+    from hidra_cli.system.distributed import ProcessGroup
     from hidra_cli.tasks.sources import Sampler
 
 
@@ -39,14 +39,14 @@ def _train(
 
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
     check_log(settings.run.log)
-    device, world = join(settings.run.device, console, stack)
+    device, group = join(settings.run.device, console, stack)
     data = open_tasks(settings.dataset, cache_dir, console, device)
     checkpoint = resumed.checkpoint if resumed is not None else None
-    trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None, world=world)
+    trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None, group=group)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-    world.check_same("settings and data", f"{settings.to_toml()}\n{data.content_hash}")
-    world.check_same("checkpoint", str(trainer.iteration))
+    group.check_equal("settings and data", f"{settings.to_toml()}\n{data.content_hash}")
+    group.check_equal("checkpoint", str(trainer.iteration))
     if settings.run.precision == "tf32" and not has_tf32(device):
         console.note(f"--precision tf32: {device} has no TF32, it is float32 in full there")
     if trainer.choice.why:
@@ -57,7 +57,7 @@ def _train(
 
         try_out(trainer, console)
         return
-    run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, world, stack)
+    run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, group, stack)
     with console.logging_to(run.log):
         _train_and_test(trainer, test_episodes, run, resumed, console)
 
@@ -66,18 +66,18 @@ def _new_run(
     runs_dir: Path,
     name: str | None,
     settings: Settings,
-    world: World,
+    group: ProcessGroup,
     stack: contextlib.ExitStack,
 ) -> RunDir:
     """A run directory that the first process makes, and owns until `stack` ends."""
     from hidra_cli.runs.directory import RunDir, create_run, owning
 
     path = ""
-    if world.main:
+    if group.main:
         run = create_run(runs_dir, name, settings)
         stack.enter_context(owning(run))
         path = str(run.path)
-    return RunDir(Path(world.first_says(path)))
+    return RunDir(Path(group.broadcast_text(path)))
 
 
 def _test_episodes(trainer: MetaTrainer, console: Console) -> Sampler | None:
@@ -109,8 +109,8 @@ def _train_and_test(
     from hidra_cli.system.files import write_json
     from hidra_cli.tasks.objective import CLASSIFICATION
 
-    settings, world = trainer.settings, trainer.world
-    facts = _record_start(trainer, run, resumed, console) if world.main else {}
+    settings, group = trainer.settings, trainer.group
+    facts = _record_start(trainer, run, resumed, console) if group.main else {}
     if trainer.validation_ways != settings.tasks.ways:
         console.note(
             f"the validation split has fewer classes than --ways asks for: "
@@ -128,7 +128,7 @@ def _train_and_test(
         "test": _test(run, trainer, test_episodes, console) if test_episodes else [],
         "environment": facts,
     }
-    if world.main:
+    if group.main:
         write_json(run.result, result)
     if trained.skipped:
         console.warn(f"{trained.skipped} of {settings.outer.iterations} steps were skipped")
@@ -148,7 +148,7 @@ def _record_start(
     from hidra_cli.runs.records import read_json
     from hidra_cli.system.files import write_atomically, write_json
 
-    facts = environment(trainer.device, trainer.plugins, trainer.world.size)
+    facts = environment(trainer.device, trainer.plugins, trainer.group.size)
     now = facts | {"strategy": trainer.strategy.name} | trainer.start
     facts = now | {"dataset": dict(trainer.data.attributes)}
     if resumed is None:
@@ -204,7 +204,7 @@ def _test(
     from hidra_cli.tasks.objective import CLASSIFICATION
 
     settings, objective, (shots,) = trainer.settings, trainer.objective, sampler.shots
-    trainer.world.wait()  # until the first process has written that model
+    trainer.group.wait()  # until the first process has written that model
     model = load_model(run.path, trainer.device)
     episodes = settings.outer.test_episodes
     found = evaluate_plan(
@@ -213,7 +213,7 @@ def _test(
         episodes=episodes,
         console=console,
         every_step=False,
-        world=trainer.world,
+        group=trainer.group,
     )
     cells = [cell.to_json() for cell in found]
     chance = objective is CLASSIFICATION

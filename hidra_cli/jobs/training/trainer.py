@@ -42,7 +42,7 @@ from hidra_cli.runs.scores import interval
 from hidra_cli.runs.tensorboard import open_metrics
 from hidra_cli.settings.schema import OuterSettings, Settings
 from hidra_cli.system.console import Advance, Console
-from hidra_cli.system.distributed import ALONE, World
+from hidra_cli.system.distributed import SINGLE, ProcessGroup
 from hidra_cli.system.files import write_atomically
 from hidra_cli.system.memory import keep_freed_memory
 from hidra_cli.system.random_streams import stream_key
@@ -117,7 +117,7 @@ class MetaTrainer:
         data: what tasks are drawn from.
         device: where the model and the episodes live.
         restoring: `restore` will be called, so that pre-trained weights are not read.
-        world: the processes that share each meta-batch. All of them take every step, with the
+        group: the processes that share each meta-batch. All of them take every step, with the
             same result; the first one writes.
 
     Raises:
@@ -132,7 +132,7 @@ class MetaTrainer:
         device: torch.device,
         *,
         restoring: bool = False,
-        world: World = ALONE,
+        group: ProcessGroup = SINGLE,
     ) -> None:
         tasks, seed = settings.tasks, settings.run.seed
         check_head_can(settings, tasks.ways)
@@ -140,7 +140,7 @@ class MetaTrainer:
         self.settings = settings
         self.data = data
         self.device = device
-        self.world = world
+        self.group = group
         self.inner = inner_loop(settings)
         self.objective = objective_of(data)
         self.train_episodes = sampler_of(
@@ -292,7 +292,7 @@ class MetaTrainer:
 
     def _shared_gradient(self, episodes: range, shape: TaskShape, inner: InnerLoop) -> Outcome:
         """The meta-gradient of a meta-batch, of which each process takes a share of the tasks."""
-        mine = self.world.share(episodes)
+        mine = self.group.share(episodes)
         if mine:
             batch = self.train_episodes.batch(mine, shape)
             self._prefetch()
@@ -300,7 +300,7 @@ class MetaTrainer:
         else:  # there are more processes than tasks
             self.optimizer.zero_grad(set_to_none=True)
             outcome = Outcome(0.0, 0.0)
-        loss, score = self.world.mean_gradient_(
+        loss, score = self.group.mean_gradient_(
             self.learner.parameters(), (outcome.loss, outcome.score), len(mine) / len(episodes)
         )
         return Outcome(loss, score)
@@ -313,7 +313,7 @@ class MetaTrainer:
             and following < self.settings.outer.iterations
         ):
             size = self.settings.outer.meta_batch
-            mine = self.world.share(range(following * size, (following + 1) * size))
+            mine = self.group.share(range(following * size, (following + 1) * size))
             if mine:
                 self.train_episodes.prefetch(mine, self.train_episodes.shape(following))
 
@@ -327,7 +327,7 @@ class MetaTrainer:
         size = self.settings.outer.meta_batch
         steps = self.settings.inner.steps_at_test
         scores: list[list[float]] = []
-        mine = self.world.share(range(self.settings.outer.validation_episodes))
+        mine = self.group.share(range(self.settings.outer.validation_episodes))
         for index in sorted({episode // size for episode in mine}):
             shape = self.validation_episodes.shape(index)
             episodes = range(max(index * size, mine.start), min((index + 1) * size, mine.stop))
@@ -335,7 +335,7 @@ class MetaTrainer:
                 batch = self.validation_episodes.batch(episodes, shape)
                 found = self.strategy.scores(batch, self.inner, steps)
             scores += [of_task[-1:] for of_task in found]
-        mean, half = interval(self.world.gather(scores)[:, 0])
+        mean, half = interval(self.group.gather(scores)[:, 0])
         return Validation(self.iteration, mean, half)
 
     def run(self, run: RunDir, console: Console) -> Trained:
@@ -348,7 +348,7 @@ class MetaTrainer:
         """
         outer, begun, first = self.settings.outer, time.monotonic(), self.iteration
         metrics: MetricsFile = NoMetrics()
-        if self.world.main:
+        if self.group.main:
             metrics = open_metrics(self.settings.run.log, run, METRICS, kept=self.iteration)
         if metrics.missing:
             console.warn(f"{metrics.missing} rows of {run.metrics} are gone; it goes on without")
@@ -360,7 +360,7 @@ class MetaTrainer:
                 while self.iteration < outer.iterations:
                     self._iterate(run, metrics, advance, console)
                     with self._saved_if_it_fails(run, metrics):
-                        number = self.world.largest(stop.number)
+                        number = self.group.largest(stop.number)
                     if number:
                         self._stop(run, metrics, number)
         except NotFiniteError:
@@ -459,7 +459,7 @@ class MetaTrainer:
         self._saved_at, self._saved_when = self.iteration, time.monotonic()
 
     def _write(self, path: Path, keep_old_as: Path | None = None) -> None:
-        if not self.world.main:
+        if not self.group.main:
             return
         tensors = {f"model.{name}": value for name, value in self.learner.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer, self.names)
@@ -481,7 +481,7 @@ class MetaTrainer:
 
     def _with_last_good(self, error: RunError, run: RunDir) -> RunError:
         kept = next((path for path in (run.last, run.previous) if path.is_file()), None)
-        if kept is None or not self.world.main:
+        if kept is None or not self.group.main:
             return error
         safe = f"iteration {self._saved_at} is safe in {kept}"
         return RunError(
@@ -503,7 +503,7 @@ class MetaTrainer:
         outer, seed = self.settings.outer, self.settings.run.seed
         first, size = self.iteration * outer.meta_batch, outer.meta_batch
         # The first process looks through all tasks, and tells of it; the others need not.
-        culprit, replay = self._culprit(first, step) if self.world.main else None, ""
+        culprit, replay = self._culprit(first, step) if self.group.main else None, ""
         if culprit is None:  # each task is finite, their sum is not
             task = f"training episodes {first} to {first + size - 1} of seed {seed}"
         else:
