@@ -101,7 +101,7 @@ def no_process_left() -> Iterator[None]:
     """Whoever starts others, they are gone with the module."""
     yield
     if (strategies := sys.modules.get("hidra_cli.engine.strategies.cores")) is not None:
-        strategies.POOL.dismiss()
+        strategies.POOL.stop()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from benchmarks.engine.peers import Gradients, Run, plain, with_higher, with_tor
 from benchmarks.engine.workloads import Case
 from hidra_cli.engine.learner import Precision
 from hidra_cli.engine.strategies.base import Loop, Strategy
+from hidra_cli.engine.strategies.compilation import Compiled
 from hidra_cli.engine.strategies.cores import Processes, Threads
-from hidra_cli.engine.strategies.stacked import Batched, Compiled
+from hidra_cli.engine.strategies.stacked import Batched
 from hidra_cli.errors import UsageError
 
 

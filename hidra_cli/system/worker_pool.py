@@ -1,11 +1,11 @@
-"""Other processes of this machine that take a part of the tasks.
+"""Worker processes on this machine that compute a part of the tasks.
 
-Threads of one interpreter wait for each other whenever two want it at once, several hundred times
-in a task; processes do not. They hold nothing: every request brings the learner, the tasks and what
-is to be done, so that a lost one costs no more than doing its part again.
+Threads of one interpreter wait for each other several hundred times in a task; processes do not.
+Workers keep no state: every request carries the learner, the tasks and the function, so a lost
+worker costs no more than doing its part again.
 
-A process is started by its program, not by `multiprocessing`, which would run the caller's script
-again; what a script defines itself it cannot know, and is told so.
+A worker is started by a command line of its own: `multiprocessing` would run the caller's script
+again. So it cannot import what the script itself defines, and says so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ C = TypeVar("C")
 P = TypeVar("P")
 T = TypeVar("T")
 
-# Nothing but Python's own is imported before the path of modules is known.
+# Only the standard library is imported before sys.path is known.
 _PROGRAM = (
     "import sys; from multiprocessing.connection import Connection; "
     "connection = Connection(int(sys.argv[1])); sys.path[:] = connection.recv(); "
@@ -44,43 +44,43 @@ _PROGRAM = (
 )
 
 
-class LostError(Exception):
-    """A process of the pool cannot be started, or is gone."""
+class WorkerLostError(Exception):
+    """A worker cannot be started, or is gone."""
 
 
 class WorkerPool:
-    """Processes that are started ahead of their work, and end with this one.
+    """Worker processes. They are started before they get work, and end with this process.
 
     Args:
-        prepare: a function of a module, which each calls first.
+        prepare: a function of a module, which each worker calls first.
     """
 
     def __init__(self, prepare: Callable[[], object]) -> None:
         self._prepare = prepare
-        self._members: list[_Member] = []
+        self._workers: list[_Worker] = []
         self._lock = threading.RLock()
-        atexit.register(self.dismiss)
+        atexit.register(self.stop)
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes there are."""
-        return [member.process.pid for member in self._members]
+        """The workers' process numbers."""
+        return [worker.process.pid for worker in self._workers]
 
     def ready(self, number: int, *, wait: bool = False) -> bool:
-        """Whether so many processes can begin at once; those that are missing are started.
+        """Whether so many workers can begin at once; missing ones are started.
 
         Args:
             wait: until they can.
 
         Raises:
-            LostError: one cannot be started, or is gone.
+            WorkerLostError: one cannot be started, or is gone.
         """
-        with self._whole_or_none():
-            while len(self._members) < number:
-                self._members.append(_Member(self._prepare))
-            return all(member.ready(wait) for member in self._members[:number])
+        with self._stopped_on_error():
+            while len(self._workers) < number:
+                self._workers.append(_Worker(self._prepare))
+            return all(worker.ready(wait) for worker in self._workers[:number])
 
-    def share(
+    def map(
         self,
         work: Callable[[C, P], T],
         common: C,
@@ -92,53 +92,52 @@ class WorkerPool:
         """`[work(common, part) for part in parts]`, in contiguous shares, one of them done here.
 
         Args:
-            work: a function of a module, or a partial one. All it is given is sent to the others,
-                and all it finds is sent here.
-            processes: how many, with this one; the others are `ready`.
+            work: a function of a module, or a partial of one. Arguments and results are pickled.
+            processes: how many, this one included; the others are `ready`.
             threads: of PyTorch's operators, in each process.
 
         Raises:
-            LostError: a process is gone.
+            WorkerLostError: a worker is gone.
         """
         number = min(processes, len(parts))
         mine, *others = (share(parts, index, number) for index in range(number))
-        with self._whole_or_none():
-            asked = self._members[: len(others)]
-            for member, theirs in zip(asked, others, strict=True):
-                member.send((work, common, theirs, threads))
-            found = _do(work, common, mine, threads)
-            for member in asked:
-                found += member.answer()
-        return found
+        with self._stopped_on_error():
+            busy = self._workers[: len(others)]
+            for worker, theirs in zip(busy, others, strict=True):
+                worker.send((work, common, theirs, threads))
+            results = _run(work, common, mine, threads)
+            for worker in busy:
+                results += worker.answer()
+        return results
 
     @contextlib.contextmanager
-    def _whole_or_none(self) -> Iterator[None]:
-        """After any error or interrupt an answer may be under way: no one is to take it for its."""
+    def _stopped_on_error(self) -> Iterator[None]:
+        """Stop all workers on any error: a late answer must not be taken for the next one's."""
         with self._lock:
             try:
                 yield
             except BaseException:
-                self.dismiss()
+                self.stop()
                 raise
 
-    def dismiss(self) -> None:
-        """End all; there are new ones when they are wanted."""
+    def stop(self) -> None:
+        """End all workers; new ones are started when they are needed."""
         with self._lock:
-            while self._members:
-                self._members.pop().leave()
+            while self._workers:
+                self._workers.pop().kill()
 
 
-class _Member:
-    """One process, as seen from here."""
+class _Worker:
+    """One worker process, seen from here."""
 
     def __init__(self, prepare: Callable[[], object]) -> None:
         if os.name != "posix" or not sys.executable:
-            raise LostError("a process cannot be started: not on this system")
+            raise WorkerLostError("a worker process cannot be started on this system")
         ours, theirs = Pipe()
         with theirs:
             command = [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM, str(theirs.fileno())]
             try:
-                # A session of its own: Ctrl-C is for the one started by hand. So are warnings.
+                # In a session of its own: Ctrl-C is for the process that the user started.
                 self.process = subprocess.Popen(
                     command,
                     pass_fds=[theirs.fileno()],
@@ -148,7 +147,7 @@ class _Member:
                 )
             except (OSError, ValueError) as exc:
                 ours.close()
-                raise LostError(f"a process cannot be started: {exc}") from exc
+                raise WorkerLostError(f"a worker process cannot be started: {exc}") from exc
         self._connection = ours
         self._said_ready = False
         with self._lost():
@@ -165,25 +164,25 @@ class _Member:
 
     def send(self, request: Any) -> None:
         try:
-            content = packed(request)
+            content = pickled(request)
         except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as exc:
-            raise LostError(f"what is to be done cannot be sent to another process: {exc}") from exc
+            raise WorkerLostError(f"the work cannot be sent to a worker process: {exc}") from exc
         with self._lost():
             self._connection.send_bytes(content)
 
     def answer(self) -> list[Any]:
-        """What was found.
+        """The results of its share.
 
         Raises:
-            LostError: it is gone.
-            Exception: the one there was at work.
+            WorkerLostError: it is gone.
+            Exception: what the work raised there.
         """
         with self._lost():
             answer = pickle.loads(self._connection.recv_bytes())
         if isinstance(answer, BaseException):
             raise answer
-        found: list[Any] = answer
-        return found
+        results: list[Any] = answer
+        return results
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:
@@ -195,19 +194,19 @@ class _Member:
             code = self.process.returncode
             how = f"signal {-code}" if code and code < 0 else f"exit code {code}"
             how = "no answer" if code is None else how
-            raise LostError(f"a process that took a part of the tasks is gone ({how})") from exc
+            raise WorkerLostError(f"a worker process is gone ({how})") from exc
 
-    def leave(self) -> None:
+    def kill(self) -> None:
         self._connection.close()
         self.process.kill()
         self.process.wait()
 
 
 def serve(connection: Connection) -> None:
-    """Do what is asked for, until the one who asks is gone: that one obeys signals."""
+    """Answer requests until the process that sends them is gone; signals are for that one."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)  # between requests: the other cores are at work elsewhere
+    torch.set_num_threads(1)  # between requests: leave the cores to the others
     with contextlib.suppress(EOFError, OSError):
         connection.recv()()
         connection.send_bytes(b"ready")
@@ -217,27 +216,27 @@ def serve(connection: Connection) -> None:
 
 def _answer(request: bytes) -> bytes:
     try:
-        asked = pickle.loads(request)
-    except Exception as exc:  # of a script's own class, which is not in a module
-        return pickle.dumps(LostError(f"another process cannot know what is to be done: {exc}"))
+        call = pickle.loads(request)
+    except Exception as exc:  # such as a class of the caller's own script
+        return pickle.dumps(WorkerLostError(f"a worker process cannot read the work: {exc}"))
     try:
-        return packed(_do(*asked))
+        return pickled(_run(*call))
     except Exception as exc:
         with contextlib.suppress(Exception):
-            pickle.loads(whole := pickle.dumps(exc))
-            return whole
+            pickle.loads(content := pickle.dumps(exc))  # not every exception can be
+            return content
         return pickle.dumps(RuntimeError(f"{type(exc).__name__}: {exc}"))
 
 
-def _do(work: Callable[[C, P], T], common: C, parts: Sequence[P], threads: int) -> list[T]:
-    """The work on each part, with so many threads of PyTorch's operators."""
-    with threads_of_operators(threads):
+def _run(work: Callable[[C, P], T], common: C, parts: Sequence[P], threads: int) -> list[T]:
+    """The work on each part, with so many threads for PyTorch's operators."""
+    with operator_threads(threads):
         return [work(common, part) for part in parts]
 
 
 @contextlib.contextmanager
-def threads_of_operators(number: int) -> Iterator[None]:
-    """Let PyTorch's operators have so many threads, in this thread of the program."""
+def operator_threads(number: int) -> Iterator[None]:
+    """Set the threads of PyTorch's operators, for this thread of the program."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -246,10 +245,11 @@ def threads_of_operators(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def packed(value: Any) -> bytes:
-    """A pickle in which a tensor is its memory: not every view of it, and with the same strides.
+def pickled(value: Any) -> bytes:
+    """A pickle in which a tensor is the memory of its own elements, with the same strides.
 
-    Strides say in which order operators go through memory, so the same bits need the same ones.
+    A plain pickle of a view holds the whole storage. Operators go through memory in the order of
+    strides, so the same bits need the same strides.
     """
     file = BytesIO()
     pickler = pickle.Pickler(file, protocol=5)

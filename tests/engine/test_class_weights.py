@@ -17,8 +17,9 @@ from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.losses import LossName, loss, uninformed
 from hidra_cli.engine.normalization import Mode, norm_factory
 from hidra_cli.engine.strategies.base import Loop
+from hidra_cli.engine.strategies.compilation import Compiled
 from hidra_cli.engine.strategies.cores import Threads
-from hidra_cli.engine.strategies.stacked import Batched, Compiled
+from hidra_cli.engine.strategies.stacked import Batched
 from hidra_cli.engine.task_batch import Examples, Task, TaskBatch, class_weights
 
 from .tools import MODES, flat, make_batch, make_learner

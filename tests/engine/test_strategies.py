@@ -21,10 +21,11 @@ from hidra_cli.engine.normalization import Mode, norm_factory
 from hidra_cli.engine.strategies import cores
 from hidra_cli.engine.strategies.base import Loop, Strategy
 from hidra_cli.engine.strategies.choose import choose
+from hidra_cli.engine.strategies.compilation import Compiled
 from hidra_cli.engine.strategies.cores import POOL, Processes, Threads
-from hidra_cli.engine.strategies.stacked import Batched, Compiled
+from hidra_cli.engine.strategies.stacked import Batched
 from hidra_cli.engine.task_batch import Examples, TaskBatch
-from hidra_cli.system.worker_pool import threads_of_operators
+from hidra_cli.system.worker_pool import operator_threads
 from hidra_plugins.backbones import Conv4, Mlp, ResNet12
 from hidra_plugins.heads import Hidra
 from hidra_plugins.torchvision_backbone import Torchvision
@@ -298,7 +299,7 @@ def same_bits(one: dict[str, Tensor | None], other: dict[str, Tensor | None]) ->
 
 
 def test_until_processes_are_ready_threads_do_the_same_work() -> None:
-    POOL.dismiss()
+    POOL.stop()
     learner, batch, inner = make_learner("maml"), make_batch(tasks=3), InnerLoop(1, 0.3)
     wanted = own_gradient(Threads(learner, workers=2), batch, inner)
     hurried = Processes(learner, workers=2, patience=1e-9)
@@ -308,32 +309,32 @@ def test_until_processes_are_ready_threads_do_the_same_work() -> None:
     assert POOL.ready(1, wait=True)
     assert same_bits(own_gradient(hurried, batch, inner), wanted)
     patient = Processes(learner, workers=2, patience=1e9)
-    seen = spied_share(patient, batch, inner)
+    seen = spied_map(patient, batch, inner)
     assert seen == [2]  # those that are there are taken at once
-    POOL.dismiss()
+    POOL.stop()
     assert same_bits(own_gradient(patient, batch, inner), wanted)
     assert POOL.pids == []
 
 
-def spied_share(strategy: Strategy, batch: TaskBatch, inner: InnerLoop) -> list[int]:
+def spied_map(strategy: Strategy, batch: TaskBatch, inner: InnerLoop) -> list[int]:
     """Over how many processes its work is shared."""
     seen: list[int] = []
-    share = POOL.share
+    pool_map = POOL.map
 
     def spy(*given: Any, processes: int, **more: Any) -> Any:
         seen.append(processes)
-        return share(*given, processes=processes, **more)
+        return pool_map(*given, processes=processes, **more)
 
-    POOL.share = spy  # type: ignore[method-assign]
+    POOL.map = spy  # type: ignore[method-assign]
     try:
         strategy.meta_gradient(batch, inner)
     finally:
-        POOL.share = share  # type: ignore[method-assign]
+        POOL.map = pool_map  # type: ignore[method-assign]
     return seen
 
 
 def test_where_memory_is_short_it_stays_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    POOL.dismiss()
+    POOL.stop()
     monkeypatch.setattr(cores, "available_memory", lambda: 1000)
     strategy = Processes(make_learner("hidra"), workers=2, patience=1e-9)
     for _ in range(3):
@@ -342,7 +343,7 @@ def test_where_memory_is_short_it_stays_with_threads(monkeypatch: pytest.MonkeyP
 
 
 def test_one_task_and_one_core_need_no_other_process() -> None:
-    POOL.dismiss()
+    POOL.stop()
     learner, inner = make_learner("hidra"), InnerLoop(1, 0.3)
     Processes(learner, workers=2).meta_gradient(make_batch(tasks=1), inner)
     Processes(learner, workers=1).meta_gradient(make_batch(tasks=3), inner)
@@ -375,9 +376,9 @@ def test_a_head_that_no_module_holds_is_left_to_threads() -> None:
 def test_what_is_between_tasks_has_one_thread() -> None:
     """Threads of an operator wait at work for the next one, on cores that tasks have by then."""
     before, seen = torch.get_num_threads(), []
-    with threads_of_operators(2):
+    with operator_threads(2):
         for strategy in (Threads(make_learner("hidra")), Loop(make_learner("hidra"))):
-            with strategy.beside():
+            with strategy.between_tasks():
                 seen.append(torch.get_num_threads())
             assert torch.get_num_threads() == 2
     assert (seen, torch.get_num_threads()) == ([1, 2], before)

@@ -23,7 +23,7 @@ from hidra_cli.jobs.training.trainer import MetaTrainer
 from hidra_cli.runs.checkpoint import load_checkpoint
 from hidra_cli.runs.directory import RunDir, create_run, owning
 from hidra_cli.system.console import Console
-from hidra_cli.system.worker_pool import threads_of_operators
+from hidra_cli.system.worker_pool import operator_threads
 
 from ..conftest import Finished, Hidra
 from ..jobs.test_training import settings_of
@@ -340,12 +340,12 @@ def test_a_task_per_core_and_a_loop_of_one_thread_are_the_same_run(
     place: Place, strategy: str
 ) -> None:
     """Which is why no warning is due between them: bit for bit, in either order."""
-    POOL.dismiss()
-    with threads_of_operators(2):
+    POOL.stop()
+    with operator_threads(2):
         at_once = place.train("whole", 4, f"--strategy={strategy}")
         place.train("mine", 2, f"--strategy={strategy}")
     assert bool(POOL.pids) == (strategy == "processes")
-    with threads_of_operators(1):
+    with operator_threads(1):
         assert place.resume("mine", "--iterations=4", "--strategy=loop").code == 0
     runs = (RunDir(place.runs / "mine"), at_once)
     ours, theirs = (load_checkpoint(run.last).tensors for run in runs)
@@ -433,7 +433,7 @@ def test_a_run_of_several_processes_is_one_run(place: Place, cache_dir: Path) ->
     assert "Traceback" not in errors
     wait_until_gone(left)
     reached = load_checkpoint(run.last).meta["iteration"]
-    with threads_of_operators(2):
+    with operator_threads(2):
         whole = place.train("whole", reached, "--validate-every=1000", "--strategy=threads")
     assert rows(run) == rows(whole)
     a, b = load_checkpoint(run.last), load_checkpoint(whole.last)

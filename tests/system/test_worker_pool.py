@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hidra_cli.errors import DataError
 from hidra_cli.system.memory import keep_freed_memory
-from hidra_cli.system.worker_pool import LostError, WorkerPool, packed, threads_of_operators
+from hidra_cli.system.worker_pool import WorkerLostError, WorkerPool, operator_threads, pickled
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are started on POSIX alone")
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def pool() -> Iterator[WorkerPool]:
     made = WorkerPool(keep_freed_memory)
     yield made
-    made.dismiss()
+    made.stop()
 
 
 def process_and_threads(common: int, part: int) -> tuple[int, int, int]:
@@ -66,7 +66,7 @@ def dies(common: signal.Signals, part: int) -> int:
 
 def test_work_is_shared_and_comes_back_in_order(pool: WorkerPool) -> None:
     assert pool.ready(2, wait=True)
-    found = pool.share(process_and_threads, 10, range(7), processes=3, threads=1)
+    found = pool.map(process_and_threads, 10, range(7), processes=3, threads=1)
     assert [value for value, _, _ in found] == [0, 10, 20, 30, 40, 50, 60]
     processes = [process for _, process, _ in found]
     assert processes == [os.getpid()] * 3 + [pool.pids[0]] * 2 + [pool.pids[1]] * 2
@@ -77,15 +77,15 @@ def test_each_process_has_the_threads_it_is_given_and_here_they_are_as_before(
     pool: WorkerPool,
 ) -> None:
     assert pool.ready(1, wait=True)
-    with threads_of_operators(2):
-        found = pool.share(process_and_threads, 1, range(2), processes=2, threads=3)
+    with operator_threads(2):
+        found = pool.map(process_and_threads, 1, range(2), processes=2, threads=3)
         assert [threads for _, _, threads in found] == [3, 3]
         assert torch.get_num_threads() == 2
 
 
 def test_there_may_be_less_to_do_than_there_are_processes(pool: WorkerPool) -> None:
     assert pool.ready(2, wait=True)
-    assert len(pool.share(process_and_threads, 1, [4], processes=3, threads=1)) == 1
+    assert len(pool.map(process_and_threads, 1, [4], processes=3, threads=1)) == 1
 
 
 def tensors() -> Iterator[Tensor]:
@@ -107,7 +107,7 @@ def tensors() -> Iterator[Tensor]:
 
 @pytest.mark.parametrize("tensor", list(tensors()), ids=lambda t: f"{tuple(t.shape)} {t.stride()}")
 def test_a_tensor_arrives_bit_for_bit(tensor: Tensor) -> None:
-    found = pickle.loads(packed(tensor))
+    found = pickle.loads(pickled(tensor))
     assert torch.equal(found, tensor)
     assert found.dtype == tensor.dtype
     dense = tensor.numel() == tensor.untyped_storage().nbytes() // tensor.element_size()
@@ -119,7 +119,7 @@ def test_a_tensor_arrives_bit_for_bit(tensor: Tensor) -> None:
 @given(order=st.permutations(range(4)), sizes=st.lists(st.integers(1, 3), min_size=4, max_size=4))
 def test_so_does_one_of_any_order_of_dimensions(order: list[int], sizes: list[int]) -> None:
     tensor = torch.randn(sizes).permute(order)
-    found = pickle.loads(packed(tensor))
+    found = pickle.loads(pickled(tensor))
     assert torch.equal(found, tensor)
     assert found.stride() == tensor.stride()
 
@@ -130,7 +130,7 @@ def test_parameters_stay_parameters_and_what_is_shared_stays_shared() -> None:
     module[0].bias.requires_grad_(False)
     module.register_buffer("held", torch.ones(2))
     module[0].weight.grad = torch.ones(2, 2)
-    found = pickle.loads(packed(module))
+    found = pickle.loads(pickled(module))
     assert found[1].weight is found[0].weight
     assert isinstance(found[0].weight, nn.Parameter)
     assert [p.requires_grad for p in found.parameters()] == [True, False, True]
@@ -143,7 +143,7 @@ def test_parameters_stay_parameters_and_what_is_shared_stays_shared() -> None:
 
 def test_a_part_of_a_batch_is_sent_without_the_rest() -> None:
     batch = torch.randn(100, 1000)
-    assert len(packed(batch[3])) < 2 * batch[3].numel() * batch.element_size()
+    assert len(pickled(batch[3])) < 2 * batch[3].numel() * batch.element_size()
 
 
 @pytest.mark.parametrize(
@@ -160,51 +160,51 @@ def test_an_error_of_the_work_comes_here(
     assert pool.ready(1, wait=True)
     before = pool.pids
     with pytest.raises(kind, match=message):
-        pool.share(fails, common, range(4), processes=2, threads=1)
+        pool.map(fails, common, range(4), processes=2, threads=1)
     assert pool.pids == []
     assert not any(alive(process) for process in before)
     assert pool.ready(1, wait=True)  # there are new ones
-    assert pool.share(fails, "", [0, 1], processes=2, threads=1) == [0, 1]
+    assert pool.map(fails, "", [0, 1], processes=2, threads=1) == [0, 1]
 
 
 def test_an_error_here_leaves_no_answer_for_the_next_one(pool: WorkerPool) -> None:
     assert pool.ready(1, wait=True)
     with pytest.raises(MemoryError):
-        pool.share(fails, "", [5, 0], processes=2, threads=1)
+        pool.map(fails, "", [5, 0], processes=2, threads=1)
     assert pool.ready(1, wait=True)
     two = [torch.ones(2), torch.zeros(2)]
-    found = pool.share(plus, torch.ones(2), two, processes=2, threads=1)
+    found = pool.map(plus, torch.ones(2), two, processes=2, threads=1)
     assert [value.tolist() for value in found] == [[2.0, 2.0], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_process_that_dies_at_work_is_told_of(pool: WorkerPool, number: signal.Signals) -> None:
     assert pool.ready(1, wait=True)
-    with pytest.raises(LostError, match=f"signal {number.value}"):
-        pool.share(dies, number, [0, 1], processes=2, threads=1)
+    with pytest.raises(WorkerLostError, match=f"signal {number.value}"):
+        pool.map(dies, number, [0, 1], processes=2, threads=1)
     assert pool.pids == []
 
 
 def test_one_that_died_before_is_told_of(pool: WorkerPool) -> None:
     assert pool.ready(1, wait=True)
     os.kill(pool.pids[0], signal.SIGKILL)
-    with pytest.raises(LostError, match="signal 9"):
-        pool.share(plus, torch.ones(1), [torch.ones(1)] * 2, processes=2, threads=1)
+    with pytest.raises(WorkerLostError, match="signal 9"):
+        pool.map(plus, torch.ones(1), [torch.ones(1)] * 2, processes=2, threads=1)
     assert pool.pids == []
 
 
 def test_what_cannot_be_sent_is_told_of(pool: WorkerPool) -> None:
     assert pool.ready(1, wait=True)
-    with pytest.raises(LostError, match="cannot be sent"):
-        pool.share(lambda common, part: common + part, 0, [0, 1], processes=2, threads=1)
+    with pytest.raises(WorkerLostError, match="cannot be sent"):
+        pool.map(lambda common, part: common + part, 0, [0, 1], processes=2, threads=1)
 
 
 def test_a_process_that_cannot_start_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(LostError, match="cannot be started"):
+    with pytest.raises(WorkerLostError, match="cannot be started"):
         WorkerPool(keep_freed_memory).ready(1)
     monkeypatch.setattr(sys, "executable", "")
-    with pytest.raises(LostError, match="cannot be started"):
+    with pytest.raises(WorkerLostError, match="cannot be started"):
         WorkerPool(keep_freed_memory).ready(1)
 
 
@@ -212,13 +212,13 @@ def test_signals_are_for_the_one_that_asks(pool: WorkerPool) -> None:
     assert pool.ready(1, wait=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(pool.pids[0], number)
-    assert pool.share(fails, "", [0, 1], processes=2, threads=1) == [0, 1]
+    assert pool.map(fails, "", [0, 1], processes=2, threads=1) == [0, 1]
 
 
 # A script without a guard, with a class of its own.
 SCRIPT = """
 import sys, time
-from hidra_cli.system.worker_pool import WorkerPool, LostError
+from hidra_cli.system.worker_pool import WorkerPool, WorkerLostError
 from tests.system.test_worker_pool import keep_freed_memory, process_and_threads
 
 class Own:
@@ -229,10 +229,10 @@ print("begun", flush=True)
 pool = WorkerPool(keep_freed_memory)
 pool.ready(2, wait=True)
 print(*pool.pids, flush=True)
-print(len(pool.share(process_and_threads, 1, range(3), processes=3, threads=1)), flush=True)
+print(len(pool.map(process_and_threads, 1, range(3), processes=3, threads=1)), flush=True)
 try:
-    pool.share(process_and_threads, Own(), [1, 2, 3], processes=3, threads=1)
-except LostError as lost:
+    pool.map(process_and_threads, Own(), [1, 2, 3], processes=3, threads=1)
+except WorkerLostError as lost:
     print(lost, flush=True)
 pool.ready(1, wait=True)
 print(*pool.pids, flush=True)
@@ -254,7 +254,7 @@ def test_processes_end_with_the_script_that_started_them_and_do_not_run_it(
     lines = [process.stdout.readline().strip() for _ in range(5)]
     assert lines[0] == "begun"
     assert lines[2] == "3"
-    assert "another process cannot know what is to be done" in lines[3]
+    assert "a worker process cannot read the work" in lines[3]
     assert "Own" in lines[3]
     if end:
         process.kill()

@@ -1,12 +1,13 @@
-"""How the tasks of a meta-batch are spread over a device. All give the gradient of the loop.
+"""What every strategy offers, and the loop. A strategy spreads the tasks of a meta-batch.
+
+All give the gradient of the loop:
 
 - `loop`: one task after another, each operator on all cores; the specification (inner_loop.py).
-- `threads`: one task per core. Bit for bit the loop on one thread, on as many cores as tasks or
-  fewer.
-- `processes`: the same in processes of their own, which do not wait for each other (pool.py); the
-  same bits.
-- `batched`: all tasks at once, with a weight of its own for each where weights differ.
-- `compiled`: as batched, the whole meta-gradient traced and compiled as one function.
+- `threads`: one task per core; the bits of the loop on one thread, on any number of cores up to the
+  number of tasks (cores.py).
+- `processes`: the same in worker processes, which do not wait for each other; the same bits.
+- `batched`: all tasks at once, each with its own weights where weights differ (stacked.py).
+- `compiled`: as batched, the whole meta-gradient compiled as one function (compilation.py).
 """
 
 from __future__ import annotations
@@ -40,13 +41,16 @@ class Strategy(ABC):
 
     Args:
         learner: holds the meta-parameters.
-        recompute: keep one inner step's graph at a time, and compute each twice
+        recompute: keep the graph of one inner step at a time, and compute each step twice
             (recomputation.py).
-        micro_batch: so many tasks at once, of strategies that take several at once; 0 for all.
+        micro_batch: how many tasks at once, in strategies that take several; 0 for all.
+
+    Attributes:
+        fault: why it has fallen back to a simpler strategy; "" where it has not.
     """
 
     name: ClassVar[str]
-    fault = ""  # why it is not at work in its own way any more, where it is not
+    fault = ""
 
     def __init__(self, learner: Learner, *, recompute: bool = False, micro_batch: int = 0) -> None:
         self.learner = learner
@@ -55,7 +59,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
-        """Parts of the gradient of the mean query loss over T tasks, that add up to it."""
+        """Parts whose sum is the gradient of the mean query loss over T tasks."""
 
     @abstractmethod
     def scores(
@@ -64,18 +68,18 @@ class Strategy(ABC):
         """For each task the query score after S steps; or before and after each, S + 1 numbers."""
 
     def other_processes(self, tasks: int) -> int:
-        """How many other processes share T tasks, if it takes long."""
+        """How many worker processes share T tasks, once training takes long enough."""
         return 0
 
-    def beside(self) -> AbstractContextManager[None]:
-        """For what is computed between tasks, so that it takes no core from them."""
+    def between_tasks(self) -> AbstractContextManager[None]:
+        """A context for computing between tasks that leaves their cores free."""
         return nullcontext()
 
     def meta_gradient(self, batch: TaskBatch, inner: InnerLoop) -> Outcome:
         """Add the gradient of the mean query loss over T tasks to the meta-parameters' `.grad`."""
         parameters = list(self.learner.parameters())
         losses, scores, tasks = [], [], []
-        with self.beside(), meta_training(self.learner):
+        with self.between_tasks(), meta_training(self.learner):
             for part in self.gradients(batch, inner):
                 for parameter, gradient in zip(parameters, part.gradients, strict=True):
                     _add(parameter, gradient)
@@ -91,10 +95,10 @@ class TaskByTask(Strategy):
 
     @abstractmethod
     def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterable[T]:
-        """The work done for each task, in order."""
+        """The result of the work for each task, in order."""
 
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
-        work = partial(_gradients, inner=inner, of=len(batch), recompute=self.recompute)
+        work = partial(task_gradients, inner=inner, of=len(batch), recompute=self.recompute)
         yield from self.each(batch, work)
 
     def scores(
@@ -124,9 +128,10 @@ def task_scores(
     return [query_score(learner, weights, task) for weights in path]
 
 
-def _gradients(
+def task_gradients(
     learner: Learner, task: Task, inner: InnerLoop, of: int, recompute: bool
 ) -> Gradients:
+    """The gradient of one task, or of stacked ones, divided by the number of tasks `of`."""
     parameters = list(learner.parameters())
     return outer_gradients(learner, task, inner, parameters, of=of, recompute=recompute)
 

@@ -1,4 +1,4 @@
-"""Which strategy a run takes, and why not the one that was asked for."""
+"""Which strategy a run uses, and why not the requested one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from hidra_cli.engine.inner_loop import InnerLoop
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.strategies.base import Loop, Strategy, TaskByTask
+from hidra_cli.engine.strategies.compilation import Compiled
 from hidra_cli.engine.strategies.cores import PATIENCE, Processes, Threads
 from hidra_cli.engine.strategies.recomputation import outer_gradients
-from hidra_cli.engine.strategies.stacked import Batched, Compiled
+from hidra_cli.engine.strategies.stacked import Batched
 from hidra_cli.engine.strategies.stacking import StackedLearner, stacked
 from hidra_cli.engine.task_batch import Examples, TaskBatch
 
@@ -23,7 +24,7 @@ StrategyName = Literal["loop", "threads", "processes", "batched", "compiled"]
 
 @dataclass(frozen=True)
 class Choice:
-    """The strategy of a run, and why it is not the one that was asked for, where it is not."""
+    """The strategy of a run; `why` it is not the requested one, "" where it is."""
 
     strategy: Strategy
     why: str = ""
@@ -37,10 +38,10 @@ def choose(
     recompute: bool = False,
     micro_batch: int = 0,
 ) -> Choice:
-    """The strategy of a name, or one that backbone and head can do.
+    """The strategy of a name, or one that backbone and head support.
 
-    "auto" is a task per core on a CPU, in processes where it takes long, and all tasks at once on a
-    GPU.
+    "auto" is a task per core on a CPU, in processes when training takes long, and all tasks at once
+    on a GPU.
 
     Args:
         learner: in the mode, train() or eval(), that it will be used in.
@@ -50,7 +51,7 @@ def choose(
     def make(strategy: Callable[..., Strategy]) -> Strategy:
         return strategy(learner, recompute=recompute, micro_batch=micro_batch)
 
-    if (name != "loop" or recompute) and _draws(learner, image_shape):
+    if (name != "loop" or recompute) and _draws_random_numbers(learner, image_shape):
         why = "backbone or head draw random numbers (dropout), which must come in the tasks' order"
         if recompute:
             why += "; --graphs recompute: a second pass would draw others, so all graphs are kept"
@@ -71,9 +72,9 @@ def choose(
     return Choice(make(by_name[name]))
 
 
-def _draws(learner: Learner, image_shape: tuple[int, int, int]) -> bool:
+def _draws_random_numbers(learner: Learner, image_shape: tuple[int, int, int]) -> bool:
     """Whether a forward pass takes numbers from PyTorch's own generator."""
-    task = _trial(learner, image_shape).task(0)
+    task = _trial_batch(learner, image_shape).task(0)
     with torch.random.fork_rng(), torch.no_grad():
         before = torch.get_rng_state()
         on_device = torch.cuda.get_rng_state() if learner.device.type == "cuda" else before
@@ -82,7 +83,7 @@ def _draws(learner: Learner, image_shape: tuple[int, int, int]) -> bool:
         return not (torch.equal(before, torch.get_rng_state()) and torch.equal(on_device, after))
 
 
-def _trial(learner: Learner, image_shape: tuple[int, int, int]) -> TaskBatch:
+def _trial_batch(learner: Learner, image_shape: tuple[int, int, int]) -> TaskBatch:
     """Two tasks of blank images, one for each class."""
     ways = learner.head.max_ways if not learner.head.any_ways else 2
     labels = torch.arange(ways, device=learner.device).expand(2, -1)
@@ -93,9 +94,9 @@ def _trial(learner: Learner, image_shape: tuple[int, int, int]) -> TaskBatch:
 
 def _cannot_stack(learner: Learner, image_shape: tuple[int, int, int]) -> str:
     """Why a small meta-gradient of two tasks at once fails; "" where it does not."""
-    task = stacked(_trial(learner, image_shape))
+    task = stacked(_trial_batch(learner, image_shape))
     try:
-        # Two steps: weights are shared in the first alone.
+        # Two steps: only in the first do tasks share their weights.
         inner = InnerLoop(2, 0.01)
         outer_gradients(StackedLearner(learner), task, inner, list(learner.parameters()))
     except Exception as exc:  # whatever a plugin's code does under vmap

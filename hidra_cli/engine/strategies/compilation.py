@@ -7,7 +7,7 @@ CUDA graph. One function for each shape of tasks; each takes minutes to compile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,44 @@ from hidra_cli.api import FastWeights
 from hidra_cli.engine.inner_loop import InnerLoop, outer_loss
 from hidra_cli.engine.learner import Learner, Weights, leaves
 from hidra_cli.engine.normalization import adapting
+from hidra_cli.engine.strategies.base import task_gradients
 from hidra_cli.engine.strategies.recomputation import Gradients, added, products, result
-from hidra_cli.engine.strategies.stacking import StackedLearner, StackedTask
+from hidra_cli.engine.strategies.stacked import Batched
+from hidra_cli.engine.strategies.stacking import StackedLearner, StackedTask, chunks, stacked
+from hidra_cli.engine.task_batch import TaskBatch
 
 _Images = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Compiled(Batched):
+    """As batched, with the whole meta-gradient as one compiled function for each shape of tasks.
+
+    Args:
+        backend: of `torch.compile`.
+    """
+
+    name = "compiled"
+
+    def __init__(self, learner: Learner, *, backend: str = "inductor", **options: Any) -> None:
+        super().__init__(learner, **options)
+        self._backend = backend
+        self._compiled: dict[Any, CompiledGradient] = {}
+
+    def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
+        for chunk in chunks(batch, self.micro_batch):
+            task = stacked(chunk)
+            if task.support_weights is not None:  # the traced function has none
+                yield task_gradients(
+                    StackedLearner(self.learner), task, inner, len(batch), self.recompute
+                )
+                continue
+            shapes = task.support_images.shape, task.query_images.shape, task.ways
+            key = shapes, inner, len(batch)
+            if key not in self._compiled:
+                self._compiled[key] = CompiledGradient(
+                    self.learner, task, inner, len(batch), self._backend
+                )
+            yield self._compiled[key](task)
 
 
 class CompiledGradient:

@@ -1,4 +1,4 @@
-"""A task per core: threads, or processes."""
+"""A task per core: on threads, or in worker processes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.strategies.base import T, TaskByTask
 from hidra_cli.engine.task_batch import Task, TaskBatch
 from hidra_cli.system.memory import available_memory, keep_freed_memory
-from hidra_cli.system.worker_pool import LostError, WorkerPool, threads_of_operators
+from hidra_cli.system.worker_pool import WorkerLostError, WorkerPool, operator_threads
 
-# Of work in threads, before "auto" starts other processes: they take two to be ready.
+# Seconds of work on threads before "auto" starts workers, which take two seconds to be ready.
 PATIENCE = 10.0
 
-
-# One for all strategies, so that the test after a training does not start others.
+# One for all strategies, so that the test after a training finds workers that are ready.
 POOL = WorkerPool(keep_freed_memory)
 
 
 class Threads(TaskByTask):
-    """One task per core, each on a thread of its own, whose operators use that one core.
+    """One task per core, each on a thread whose operators use that core alone.
 
-    Where there are more cores than tasks, a task's operators share those that are its part.
-    PyTorch's operators let other threads run while they compute. Every thread has a replica of the
-    modules, because a functional call swaps a module's weights while it lasts; the parameters are
-    the same tensors. Gradients are added in the order of the tasks.
+    With more cores than tasks, each task's operators use an equal part of them. PyTorch's operators
+    release the interpreter while they compute. Every thread has a replica of the modules, because a
+    functional call swaps a module's weights for its duration; the parameters are the same tensors.
+    Gradients are added in the order of the tasks.
 
     Args:
-        workers: threads; as many as PyTorch would use for one operator.
+        workers: how many threads; by default as many as PyTorch uses for one operator.
     """
 
     name = "threads"
@@ -45,21 +44,18 @@ class Threads(TaskByTask):
         self.workers = workers or torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.workers, "task")
 
-    def beside(self) -> AbstractContextManager[None]:
-        """On one thread: those that an operator has called wait for more at work, and hold cores.
-
-        With GNU's OpenMP that is for milliseconds, of which a task then misses half.
-        """
-        return threads_of_operators(1)
+    def between_tasks(self) -> AbstractContextManager[None]:
+        """One thread for operators: idle OpenMP threads spin for milliseconds and hold cores."""
+        return operator_threads(1)
 
     def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterator[T]:
-        """The work done for each task, in order; no thread is left at work when one fails."""
-        # New ones each time: hooks of the head may have changed more than parameters.
+        """The result of the work for each task, in order; all threads are idle when one fails."""
+        # New replicas each time: hooks of the head may have changed more than parameters.
         free = [_replica(self.learner) for _ in range(min(self.workers, len(batch)))]
         cores = self.workers // len(free)
 
         def run(task: Task) -> T:
-            torch.set_num_threads(cores)  # of operators on this thread
+            torch.set_num_threads(cores)  # for operators of this thread
             learner = free.pop()
             try:
                 return work(learner, task)
@@ -77,12 +73,12 @@ class Threads(TaskByTask):
 
 
 class Processes(Threads):
-    """As threads, with a process for each core; threads until the processes are there.
+    """As threads, with a process for each core; on threads until the workers are ready.
 
     Args:
-        patience: seconds of work until they are started, so that what is short goes without; 0
+        patience: seconds of work before workers are started, so that short work does without; 0
             starts them at once and waits for them.
-        options: as of threads; `workers` are processes, this one among them.
+        options: as of `Threads`; `workers` counts processes, this one included.
     """
 
     name = "processes"
@@ -97,29 +93,27 @@ class Processes(Threads):
 
     def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterator[T]:
         begun = time.monotonic()
-        found = self._together(batch, work)
-        yield from super().each(batch, work) if found is None else found
+        results = self._in_processes(batch, work)
+        yield from super().each(batch, work) if results is None else results
         self._worked += time.monotonic() - begun
 
-    def _together(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> list[T] | None:
-        """What the processes find; None where they are not there."""
+    def _in_processes(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> list[T] | None:
+        """The results for all tasks; None where the workers are not ready, or lost."""
         others = self.other_processes(len(batch))
         if not others or self.fault:
             return None
         try:
-            if not self._called(others):
+            if not self._workers_ready(others):
                 return None
             processes = others + 1
             threads = self.workers // processes
-            return POOL.share(
-                work, self.learner, batch.tasks(), processes=processes, threads=threads
-            )
-        except LostError as lost:
+            return POOL.map(work, self.learner, batch.tasks(), processes=processes, threads=threads)
+        except WorkerLostError as lost:
             self.fault = str(lost)
             return None
 
-    def _called(self, others: int) -> bool:
-        """Whether so many other processes are ready; they are called when it is time."""
+    def _workers_ready(self, others: int) -> bool:
+        """Whether so many workers are ready; they are started after the seconds of patience."""
         missing = others - len(POOL.pids)
         if missing > 0 and self.patience:
             if self._worked < self.patience:
@@ -130,6 +124,6 @@ class Processes(Threads):
 
 
 def _replica(learner: Learner) -> Learner:
-    """The same modules once more, around the same parameters and buffers."""
+    """A copy of the modules around the same parameters and buffers."""
     held = [*learner.parameters(), *learner.buffers()]
     return copy.deepcopy(learner, {id(tensor): tensor for tensor in held})

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from hidra_cli.engine.inner_loop import InnerLoop, adapt, score
-from hidra_cli.engine.learner import Learner, Weights
-from hidra_cli.engine.strategies.base import Strategy, _gradients
-from hidra_cli.engine.strategies.compilation import CompiledGradient
+from hidra_cli.engine.learner import Weights
+from hidra_cli.engine.strategies.base import Strategy, task_gradients
 from hidra_cli.engine.strategies.recomputation import Gradients
 from hidra_cli.engine.strategies.stacking import StackedLearner, StackedTask, chunks, stacked
 from hidra_cli.engine.task_batch import TaskBatch
@@ -29,51 +27,20 @@ class Batched(Strategy):
     def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
         learner = StackedLearner(self.learner)
         for chunk in chunks(batch, self.micro_batch):
-            yield _gradients(learner, stacked(chunk), inner, len(batch), self.recompute)
+            yield task_gradients(learner, stacked(chunk), inner, len(batch), self.recompute)
 
     def scores(
         self, batch: TaskBatch, inner: InnerLoop, steps: int, *, every_step: bool = False
     ) -> list[list[float]]:
         learner = StackedLearner(self.learner)
-        found: list[list[float]] = []
+        scores: list[list[float]] = []
         for chunk in chunks(batch, self.micro_batch):
             task = stacked(chunk)
             path = adapt(learner, task, inner, meta=False, steps=steps)
             wanted = (w for step, w in enumerate(path) if every_step or step == steps)
             by_step = [_stacked_scores(learner, weights, task) for weights in wanted]
-            found += map(list, zip(*by_step, strict=True))
-        return found
-
-
-class Compiled(Batched):
-    """As batched, with the whole meta-gradient as one compiled function for each shape of tasks.
-
-    Args:
-        backend: of `torch.compile`.
-    """
-
-    name = "compiled"
-
-    def __init__(self, learner: Learner, *, backend: str = "inductor", **options: Any) -> None:
-        super().__init__(learner, **options)
-        self._backend = backend
-        self._compiled: dict[Any, CompiledGradient] = {}
-
-    def gradients(self, batch: TaskBatch, inner: InnerLoop) -> Iterator[Gradients]:
-        for chunk in chunks(batch, self.micro_batch):
-            task = stacked(chunk)
-            if task.support_weights is not None:  # the traced function has none
-                yield _gradients(
-                    StackedLearner(self.learner), task, inner, len(batch), self.recompute
-                )
-                continue
-            shapes = task.support_images.shape, task.query_images.shape, task.ways
-            key = shapes, inner, len(batch)
-            if key not in self._compiled:
-                self._compiled[key] = CompiledGradient(
-                    self.learner, task, inner, len(batch), self._backend
-                )
-            yield self._compiled[key](task)
+            scores += map(list, zip(*by_step, strict=True))
+        return scores
 
 
 @torch.no_grad()

@@ -260,7 +260,7 @@ class MetaTrainer:
             NotFiniteError: the loss or gradient is not finite, and steps are not to be skipped
                 or too many in a row were; names the task and how to replay it.
         """
-        with self.strategy.beside():
+        with self.strategy.between_tasks():
             return self._step(
                 shape or self.train_episodes.shape(self.iteration), inner or self.inner_now
             )
