@@ -1,4 +1,4 @@
-"""metrics.csv, one row per outer step, and the same as TensorBoard events."""
+"""metrics.csv, one row per outer step, and the same rows as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -6,12 +6,57 @@ import csv
 import io
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from hidra_cli.errors import DataError
+from hidra_cli.errors import DataError, RunError, UsageError
+from hidra_cli.runs.directory import RunDir
 from hidra_cli.system.files import write_atomically, writing_to
+
+# Column of metrics.csv → name of the TensorBoard curve.
+CURVES = {
+    "loss": "training/loss",
+    "accuracy": "training/accuracy",
+    "gradient_norm": "training/gradient_norm",
+    "tasks_per_second": "training/tasks_per_second",
+    "validation_accuracy": "validation/accuracy",
+    "validation_mean_squared_error": "validation/mean_squared_error",
+}
+
+
+def check_log(log: Literal["csv", "tensorboard"]) -> None:
+    """Check that this kind of log can be written.
+
+    Raises:
+        UsageError: TensorBoard is not installed.
+    """
+    if log == "csv":
+        return
+    try:
+        import tensorboard.summary.writer.event_file_writer  # noqa: F401
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as exc:
+        raise UsageError(
+            "--log tensorboard needs TensorBoard, which is not installed",
+            why=f"{type(exc).__name__}: {exc}",
+            fix="pip install 'hidra-cli[tensorboard]', or leave --log out: metrics.csv is always "
+            "written",
+        ) from exc
+
+
+def open_metrics(
+    log: Literal["csv", "tensorboard"], run: RunDir, columns: Sequence[str], kept: int
+) -> MetricsFile:
+    """Open the metrics of a run, of which the rows up to iteration `kept` are kept.
+
+    Raises:
+        RunError: a file could not be written.
+    """
+    if log == "csv":
+        return MetricsFile(run.metrics, columns, kept)
+    return MetricsAndEvents(run.metrics, columns, kept, run.events)
 
 
 class MetricsFile:
@@ -51,6 +96,57 @@ class MetricsFile:
     def close(self) -> None:
         with writing_to(self.path):
             self._file.close()
+
+
+class MetricsAndEvents(MetricsFile):
+    """metrics.csv, and the events of each row.
+
+    Args:
+        path, columns, kept: as of `MetricsFile`.
+        events: folder of the event files. A resumed run begins another file there, which tells
+            TensorBoard to drop the events after iteration `kept`.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], kept: int, events: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        super().__init__(path, columns, kept)
+        self.events = events
+        self._thread_report = threading.excepthook
+        threading.excepthook = self._report_unless_writer
+        try:
+            with writing_to(events):
+                self._event_writer = SummaryWriter(str(events), purge_step=kept + 1)
+        except RunError:
+            self._file.close()
+            threading.excepthook = self._thread_report
+            raise
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write a row and its events; they are with the system when this returns.
+
+        Raises:
+            RunError: the disk is full or gone.
+        """
+        super().write(row)
+        with writing_to(self.events):
+            for name, curve in CURVES.items():
+                if row.get(name):
+                    self._event_writer.add_scalar(curve, float(row[name]), int(row["iteration"]))
+            self._event_writer.flush()  # an error of the writer's thread is raised here
+
+    def close(self) -> None:
+        try:
+            with writing_to(self.events):
+                self._event_writer.close()
+        finally:
+            threading.excepthook = self._thread_report
+            super().close()
+
+    def _report_unless_writer(self, args: threading.ExceptHookArgs) -> None:
+        """No traceback of the writer's thread: `write` raises its error."""
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            self._thread_report(args)
 
 
 class NoMetrics(MetricsFile):

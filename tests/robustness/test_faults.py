@@ -36,6 +36,8 @@ class Faults:
         self.names: list[str] = []
 
     def strike(self, what: str, path: object) -> None:
+        if isinstance(path, bytes):
+            path = os.fsdecode(path)
         if not isinstance(path, str | os.PathLike) or not str(path).startswith(self.folder):
             return
         self.count += 1

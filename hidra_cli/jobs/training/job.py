@@ -35,7 +35,7 @@ def _train(
     from hidra_cli.engine.devices import has_tf32
     from hidra_cli.jobs.training.trainer import MetaTrainer
     from hidra_cli.runs.build import check_head_can
-    from hidra_cli.runs.tensorboard import check_log
+    from hidra_cli.runs.metrics import check_log
 
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
     check_log(settings.run.log)

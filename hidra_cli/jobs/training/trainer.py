@@ -35,11 +35,10 @@ from hidra_cli.runs.checkpoint import (
 )
 from hidra_cli.runs.directory import RunDir
 from hidra_cli.runs.environment import used_plugins
-from hidra_cli.runs.metrics import MetricsFile, NoMetrics
+from hidra_cli.runs.metrics import MetricsFile, NoMetrics, open_metrics
 from hidra_cli.runs.model import begin_with, inner_loop
 from hidra_cli.runs.plugin_check import check_learner
 from hidra_cli.runs.scores import interval
-from hidra_cli.runs.tensorboard import open_metrics
 from hidra_cli.settings.schema import OuterSettings, Settings
 from hidra_cli.system.console import Advance, Console
 from hidra_cli.system.distributed import SINGLE, ProcessGroup

@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back by TensorBoard itself."""
+"""The rows of a run, and TensorBoard's files, read back by TensorBoard itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from hidra_cli.errors import RunError
 from hidra_cli.jobs.training.trainer import METRICS
 from hidra_cli.runs.directory import RunDir
-from hidra_cli.runs.tensorboard import CURVES, open_metrics
+from hidra_cli.runs.metrics import CURVES, open_metrics
 
 from ..conftest import Finished, Hidra
 from ..robustness.test_faults import faults
