@@ -129,9 +129,7 @@ def _fault_of_plugin(exc: BaseException) -> PluginError | None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    from hidra_cli.system.console import (
-        printable,  # rich is slow to import and --help needs none of it
-    )
+    from hidra_cli.system.console import printable
 
     print(printable(message), file=sys.stderr)
     sys.exit(code)

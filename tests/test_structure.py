@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,17 @@ def test_arrows_point_down(path: Path) -> None:
 def test_plugins_see_the_api_alone(path: Path) -> None:
     ours = {name for name in imported(path) if name.startswith("hidra_cli")}
     assert all(name.startswith("hidra_cli.api.") for name in ours), ours
+
+
+def test_jobs_need_neither_typer_nor_rich() -> None:
+    """Nor does anything they import: Python users call them without a command line."""
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "hidra_cli" / "jobs").rglob("*.py"))
+    ]
+    code = f"import sys, {', '.join(names)}; print(*{{'typer', 'rich'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 def test_the_engine_knows_no_files_and_prints_nothing() -> None:

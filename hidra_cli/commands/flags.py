@@ -52,11 +52,12 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the result files.")]
 
 def make_console(json_output: bool, quiet: bool, verbose: bool, *, main: bool = True) -> Console:
     """What a command speaks through; of several processes that share it, only the main one does."""
-    from hidra_cli.system.console import Console, Silence
+    from hidra_cli.system.console import Silence
+    from hidra_cli.system.terminal import Terminal
 
     if not main:
         return Silence()
-    return Console(json_output=json_output, verbosity=-1 if quiet else int(verbose))
+    return Terminal(json_output=json_output, verbosity=-1 if quiet else int(verbose))
 
 
 def another_dataset(

@@ -1,4 +1,4 @@
-"""What people see: results on stdout, everything else on stderr."""
+"""What people see: results on stdout, everything else on stderr. Plain text; no rich."""
 
 from __future__ import annotations
 
@@ -10,18 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Protocol
-
-from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from typing import IO, Any, Literal, Protocol
 
 from hidra_cli.errors import HidraError
 
@@ -48,13 +37,8 @@ def printable(text: str) -> str:
     )
 
 
-def _safe(text: str) -> str:
-    """Printable, and no markup of rich's."""
-    return escape(printable(text))
-
-
 class Console:
-    """One command's output.
+    """The output of a command or a job, as plain text. `terminal.Terminal` draws it.
 
     Args:
         json_output: stdout carries exactly one JSON object, no tables.
@@ -65,10 +49,6 @@ class Console:
         self.json_output = json_output
         self.verbosity = verbosity
         self._log: IO[str] | None = None
-        self._out = RichConsole(highlight=False, emoji=False)
-        self._err = RichConsole(stderr=True, highlight=False, emoji=False)
-        if not self._out.is_terminal:
-            self._out.width = max(self._out.width, 120)
 
     @contextmanager
     def logging_to(self, path: Path) -> Iterator[None]:
@@ -95,43 +75,33 @@ class Console:
     def note(self, text: str) -> None:
         """A line about what is going on."""
         self._write_log(text)
-        self._say(text)
-
-    def _say(self, text: str) -> None:
         if self.verbosity >= 0:
-            self._err.print(_safe(text), soft_wrap=True)
+            self._show(text)
 
     def detail(self, text: str) -> None:
         """A line for `-v` only."""
         self._write_log(text)
         if self.verbosity >= 1:
-            self._err.print(_safe(text), style="dim", soft_wrap=True)
+            self._show(text, "detail")
 
     def warn(self, text: str) -> None:
         """A line that is never left out."""
         self._write_log(f"warning: {text}")
-        self._err.print(f"[yellow]warning:[/yellow] {_safe(text)}", soft_wrap=True)
+        self._show(text, "warning")
 
     def print(self, text: str) -> None:
         """A line of the result; left out where JSON was asked for."""
         self._write_log(text)
         if not self.json_output:
-            self._out.print(_safe(text), soft_wrap=True)
+            self._show_result(text)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
     ) -> None:
         """A table of the result; the first `left` columns are text, the others numbers."""
         self._write_log("\n".join([title, *("  ".join(row) for row in [columns, *rows])]))
-        if self.json_output:
-            return
-        self._out.print(f"[bold]{_safe(title)}[/bold]", soft_wrap=True)
-        table = Table()
-        for index, column in enumerate(columns):
-            table.add_column(_safe(column), justify="left" if index < left else "right")
-        for row in rows:
-            table.add_row(*map(_safe, row))
-        self._out.print(table)
+        if not self.json_output:
+            self._show_table(title, columns, rows, left)
 
     def raw(self, text: str) -> None:
         """A result in a form for other programs, as it is; left out where JSON was asked for."""
@@ -145,33 +115,34 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, total: int | None = None) -> Iterator[Advance]:
-        """Progress with ETA: a bar on a terminal, a plain line every few seconds elsewhere."""
-        if self._err.is_terminal and self.verbosity >= 0:
-            with self._bar() as bar:
-                task = bar.add_task(_safe(what), total=total, remark="")
+        """Progress with ETA: a line every few seconds."""
+        yield _progress_lines(self, what, total)
 
-                def advance(done: int, remark: str = "", *, total: int | None = None) -> None:
-                    bar.update(task, completed=done, total=total, remark=_safe(remark))
+    def _show(self, text: str, kind: Literal["", "detail", "warning"] = "") -> None:
+        """A line on stderr."""
+        prefix = "warning: " if kind == "warning" else ""
+        sys.stderr.write(f"{prefix}{printable(text)}\n")
 
-                yield advance
-        else:
-            yield _plain_lines(self, what, total)
+    def _show_result(self, text: str) -> None:
+        """A line on stdout."""
+        sys.stdout.write(f"{printable(text)}\n")
 
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            TextColumn("{task.fields[remark]}"),
-            console=self._err,
-            transient=True,
-        )
+    def _show_table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int
+    ) -> None:
+        """A table on stdout."""
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        self._show_result(title)
+        for row in (columns, *rows):
+            cells = [
+                text.ljust(width) if index < left else text.rjust(width)
+                for index, (text, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            self._show_result("  ".join(cells).rstrip())
 
 
 class Silence(Console):
-    """Says nothing: for the processes beside the one that speaks."""
+    """Prints nothing: for every process but the first, and for jobs called from Python."""
 
     def __init__(self) -> None:
         super().__init__(verbosity=-1)
@@ -180,25 +151,22 @@ class Silence(Console):
     def logging_to(self, path: Path) -> Iterator[None]:
         yield
 
-    def warn(self, text: str) -> None:
-        pass
-
-    def print(self, text: str) -> None:
-        pass
-
-    def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
-    ) -> None:
-        pass
-
     def raw(self, text: str) -> None:
         pass
 
-    def result(self, result: Any) -> None:
+    def _show(self, text: str, kind: Literal["", "detail", "warning"] = "") -> None:
+        pass
+
+    def _show_result(self, text: str) -> None:
+        pass
+
+    def _show_table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int
+    ) -> None:
         pass
 
 
-def _plain_lines(console: Console, what: str, whole: int | None) -> Advance:
+def _progress_lines(console: Console, what: str, whole: int | None) -> Advance:
     last = time.monotonic()
     begun: tuple[float, int] | None = None  # what is taken up again was not done in this time
 
@@ -212,6 +180,7 @@ def _plain_lines(console: Console, what: str, whole: int | None) -> Advance:
         parts = [f"{done}/{goal}"]
         if done > before:
             parts.append(f"{(now - start) / (done - before) * (goal - done):.0f} s left")
-        console._say(f"{what}: {', '.join([*parts, remark] if remark else parts)}")
+        if console.verbosity >= 0:
+            console._show(f"{what}: {', '.join([*parts, remark] if remark else parts)}")
 
     return advance
