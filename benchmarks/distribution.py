@@ -28,10 +28,11 @@ from hidra_cli.images.open import open_images
 from hidra_cli.jobs.evaluate import evaluate_cell
 from hidra_cli.runs.environment import environment
 from hidra_cli.runs.model import TrainedModel, load_model
-from hidra_cli.runs.scores import interval, percent
+from hidra_cli.runs.scores import interval
 from hidra_cli.system.console import Console
 from hidra_cli.system.files import write_atomically, write_json
 from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.objective import CLASSIFICATION
 from hidra_cli.tasks.shape import TaskShape
 
 CPU = torch.device("cpu")
@@ -128,20 +129,20 @@ def measure(models: list[TrainedModel], episodes: int, cache: Path | None) -> di
     return {
         "episodes": episodes,
         "runs": [model.name for model in models],
-        "settings": first.meta["settings"],
+        "settings": first.meta.settings.model_dump(),
         "spread": spread(models),
         "rows": rows,
-        "environment": environment(CPU, first.meta["plugins"]),
+        "environment": environment(CPU, first.meta.plugins).to_json(),
     }
 
 
 def table(found: dict[str, Any]) -> str:
     lines = ["| output neurons | accuracy, % | minus learned, points |", "|---|---:|---:|"]
     for row in found["rows"]:
-        minus = percent(row["difference"], row["difference_interval"]) if row["difference"] else ""
-        lines.append(
-            f"| {row['neurons']} | {percent(row['accuracy'], row['interval'])} | {minus} |"
-        )
+        minus, shown = "", CLASSIFICATION.interval(row["accuracy"], row["interval"])
+        if row["difference"]:
+            minus = CLASSIFICATION.interval(row["difference"], row["difference_interval"])
+        lines.append(f"| {row['neurons']} | {shown} | {minus} |")
     lines += ["", "| spread (root mean square over weights) | |", "|---|---:|"]
     lines += [f"| {name} | {value:.4f} |" for name, value in found["spread"].items()]
     return "\n".join(lines) + "\n"

@@ -79,7 +79,7 @@ class Setup:
         )
 
     def described(self) -> dict[str, Any]:
-        found = environment(self.device, {})
+        found = environment(self.device, {}).to_json()
         packages = {name: contender.package for name, contender in self.contenders.items()}
         found["packages"] |= {
             package: metadata.version(package) for package in packages.values() if package

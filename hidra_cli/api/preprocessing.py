@@ -110,18 +110,6 @@ class Preprocessing:
         )
 
 
-def recorded_preprocessing(meta: Mapping[str, Any]) -> Preprocessing:
-    """What a checkpoint or classifier says; older ones say the shape and `invert` alone.
-
-    Raises:
-        ValueError, TypeError, KeyError: an entry is missing or wrong.
-    """
-    if meta.get("preprocessing") is not None:
-        return Preprocessing.from_record(meta["preprocessing"])
-    c, h, w = map(int, meta["image_shape"])
-    return Preprocessing((c, h, w), bool(meta["invert"]))
-
-
 def preprocessing_of(dataset: Dataset) -> Preprocessing:
     """How the images of a dataset are prepared."""
     ranges = dataset.value_range

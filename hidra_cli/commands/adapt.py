@@ -249,7 +249,6 @@ def adapt_own(
     query: Path | None,
 ) -> None:
     """Learn the pictures given now, with those that a classifier kept, and save a classifier."""
-    from hidra_cli.api.preprocessing import recorded_preprocessing
     from hidra_cli.images.own_pictures import labelled_pictures, read_pictures
     from hidra_cli.jobs.adapt import (
         _check_given,
@@ -264,7 +263,7 @@ def adapt_own(
     from hidra_cli.runs.locate import results_home
     from hidra_cli.system.files import made
 
-    console, preprocessing = wish.console, recorded_preprocessing(model.meta)
+    console, preprocessing = wish.console, model.meta.image_preprocessing
     images = read_pictures(given.paths, preprocessing).to(wish.device)
     classes, images, targets = _together(given, images, kept)
     counts = dict(zip(classes, targets.bincount(minlength=len(classes)).tolist(), strict=True))

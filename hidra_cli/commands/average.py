@@ -43,7 +43,7 @@ def average(
     console = flags.make_console(json_output, quiet, verbose)
     tensors, meta, found = average_models(runs)
     check_other_file(out, "one of the models", *(one.path for one in found))
-    save_checkpoint(out, tensors, meta)
+    save_checkpoint(out, tensors, meta.to_json())
     console.print(f"averaged: {out}")
     named = " ".join(map(str, runs))
     console.note(f"next: hidra evaluate {out} {named} --split val")
@@ -51,8 +51,8 @@ def average(
         {
             "averaged": str(out),
             "models": [
-                {"checkpoint": str(one.path), **of}
-                for one, of in zip(found, meta["average_of"], strict=True)
+                {"checkpoint": str(one.path), **of.to_json()}
+                for one, of in zip(found, meta.average_of or (), strict=True)
             ],
         }
     )

@@ -100,6 +100,7 @@ def evaluate(
     from hidra_cli.runs.environment import environment
     from hidra_cli.runs.locate import latest_run, runs_dir_of
     from hidra_cli.runs.model import load_model
+    from hidra_cli.runs.records import EvaluationResult
     from hidra_cli.runs.scores import compare
     from hidra_cli.system.torchrun import this_rank
     from hidra_cli.tasks.sources import open_tasks
@@ -117,7 +118,7 @@ def evaluate(
             _check_pixels(data)
         _check_same(models, data, group)
         for model in models:
-            if dataset is None and model.meta["dataset_hash"] != data.content_hash:
+            if dataset is None and model.meta.dataset_hash != data.content_hash:
                 console.warn(f"{model.name} was trained on other data than {data.place}")
         trained_shots = min(min(m.settings.tasks.shots) for m in models)
         cells = _evaluate_all(
@@ -137,23 +138,22 @@ def evaluate(
         )
     if not group.main:
         return
-    result = {
-        "format_version": 1,
-        "dataset": data.dataset,
-        "dataset_hash": data.content_hash,
-        "split": split,
-        "within_groups": within_groups,
-        "seed": seed,
-        "queries": queries,
-        "models": [_describe(model) for model in models],
-        "results": [cell.to_json() for cell in cells],
-        "comparisons": compare(cells),
-        "environment": environment(where, models[0].meta["plugins"], group.size),
-    }
+    result = EvaluationResult(
+        dataset=data.dataset,
+        dataset_hash=data.content_hash,
+        split=split,
+        within_groups=within_groups,
+        seed=seed,
+        queries=queries,
+        models=tuple(_describe(model) for model in models),
+        results=tuple(cell.record() for cell in cells),
+        comparisons=tuple(compare(cells)),
+        environment=environment(where, models[0].meta.plugins, group.size),
+    )
     folder, picture = _write(out, chosen[0], models[0], cells, result)
     _show(cells, result, console)
     console.print(f"written: {folder / 'result.json'}, {folder / picture}")
-    console.result(result | {"folder": str(folder)})
+    console.result(result.to_json() | {"folder": str(folder)})
 
 
 def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:

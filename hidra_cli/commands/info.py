@@ -29,7 +29,7 @@ def info(
         latest = str(latest_run(runs))
     except DataError:
         latest = ""
-    facts = environment(torch.device("cpu"), {})
+    facts = environment(torch.device("cpu"), {}).to_json()
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     shipped = shipped_models()
     stores = sorted((cache / "stores").glob("*.h5"))

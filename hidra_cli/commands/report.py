@@ -136,8 +136,8 @@ def _show(made: Report, path: Path, size: int, console: Console) -> None:
                 }
                 for name, facts in runs
             ],
-            "measured": [vars(row) for row in made.measured.rows] if made.measured else [],
-            "comparisons": made.differences,
+            "measured": [row.to_json() for row in made.measured.rows] if made.measured else [],
+            "comparisons": [row.to_json() for row in made.differences],
             "notes": made.all_notes,
         }
     )

@@ -72,7 +72,7 @@ def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console
     from hidra_cli.reports.figures import differences_over_ways, learning_curves, scores_over_ways
     from hidra_cli.reports.study import learning, markdown, pooled, summary
     from hidra_cli.runs.directory import RunDir
-    from hidra_cli.runs.records import read_json
+    from hidra_cli.runs.records import EvaluationResult, RunResult, load_record, record_or_none
     from hidra_cli.runs.scores import read_episodes
     from hidra_cli.system.files import write_atomically, write_json
 
@@ -83,18 +83,19 @@ def _report(chosen: Study, workers: list[_Worker], place: Path, console: Console
     table = markdown(chosen, found)
     objective = cells[0].objective
     curves = learning(chosen, ((w.training, RunDir(w.run)) for w in workers), objective)
-    first = read_json(workers[0].tested / "result.json")
+    first = load_record(workers[0].tested / "result.json", EvaluationResult)
+    trained = {w.name: record_or_none(w.run / "result.json", RunResult) for w in workers}
     result: dict[str, Any] = {
         "format_version": 1,
         "study": chosen.model_dump(mode="json", exclude_none=True),
         **found,
         "learning": [asdict(curve) for curve in curves],
         "tasks_per_second": {
-            worker.name: read_json(worker.run / "result.json").get("tasks_per_second")
-            for worker in workers
+            name: None if result is None else result.tasks_per_second
+            for name, result in trained.items()
         },
-        "dataset_hash": first.get("dataset_hash"),
-        "environment": first.get("environment"),
+        "dataset_hash": first.dataset_hash,
+        "environment": first.environment.to_json(),
     }
     write_atomically(place / "table.md", f"# {chosen.title}\n\n{table}".encode())
     pictures = {"scores.png": scores_over_ways(cells, chosen.title)}

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hidra_cli.errors import UsageError
-from hidra_cli.runs.checkpoint import Checkpoint, check_entries, load_checkpoint
+from hidra_cli.runs.checkpoint import Checkpoint, load_checkpoint
 from hidra_cli.runs.compatibility import differing_models, first_unlike
 from hidra_cli.runs.locate import find_checkpoint
-from hidra_cli.runs.model import described
-from hidra_cli.settings.schema import Settings
+from hidra_cli.runs.model import restore_learner
+from hidra_cli.runs.records import AveragedRecord, CheckpointMeta
 
 # What a checkpoint says of a model and of its data that all must have alike.
-_ALIKE: dict[str, type] = {"problem": str, "dataset_hash": str, "invert": bool}
+_ALIKE = ("image_preprocessing", "objective", "dataset_hash")
 
 
 def average_models(
     chosen: Sequence[Path],
-) -> tuple[dict[str, Tensor], dict[str, Any], list[Checkpoint]]:
+) -> tuple[dict[str, Tensor], CheckpointMeta, list[Checkpoint]]:
     """The mean of the weights of trained models; of learned rates, the mean of their logarithms.
 
     It is a good model where one was trained on from another, or several from one start, so that
@@ -33,7 +32,7 @@ def average_models(
         chosen: two or more run directories, checkpoints, or names of models that ship with hidra.
 
     Returns:
-        The tensors and the entries of the checkpoint of the mean, and the checkpoints it is of.
+        The tensors and the meta of the checkpoint of the mean, and the checkpoints it is of.
         Its settings are those of the model trained with the most classes (of several the last).
 
     Raises:
@@ -48,20 +47,15 @@ def average_models(
             f"the mean of {len(found)} model is no other model",
             fix="name two or more: hidra average runs/one runs/two",
         )
-    settings, ways = zip(*(_read(checkpoint) for checkpoint in found), strict=True)
-    for number, one in enumerate(found[1:], 1):
+    metas = [one.model_meta for one in found]
+    for number, (one, meta) in enumerate(zip(found, metas, strict=True)):
+        restore_learner(one, meta, meta.settings)  # its weights are of the model it describes
         _check_other(one, found[:number])
-        _check_alike(found[0], one, settings[0], settings[number])
-    last = max(range(len(found)), key=lambda index: (ways[index], index))
-    of = [{"sha256": one.sha256, "iteration": one.meta["iteration"]} for one in found]
-    meta = found[last].meta | {"best": None, "skipped": [0, 0], "average_of": of}
+        _check_alike(found[0], one)
+    last = max(range(len(found)), key=lambda index: (metas[index].max_ways, index))
+    of = [AveragedRecord(sha256=o.sha256, iteration=o.model_meta.iteration) for o in found]
+    meta = metas[last].model_copy(update={"best": None, "skipped": (0, 0), "average_of": tuple(of)})
     return _mean([one.part("model") for one in found], last), meta, found
-
-
-def _read(checkpoint: Checkpoint) -> tuple[Settings, int]:
-    check_entries(checkpoint, iteration=int, **_ALIKE)
-    settings, _, ways = described(checkpoint)
-    return settings, ways
 
 
 def _mean(weights: Sequence[Mapping[str, Tensor]], last: int) -> dict[str, Tensor]:
@@ -85,12 +79,10 @@ def _check_other(one: Checkpoint, before: Sequence[Checkpoint]) -> None:
         )
 
 
-def _check_alike(first: Checkpoint, one: Checkpoint, theirs: Settings, own: Settings) -> None:
-    values = differing_models(theirs, own)
-    values += [
-        (key, first.meta.get(key), one.meta.get(key))
-        for key in ("image_shape", "preprocessing", *_ALIKE)
-    ]
+def _check_alike(first: Checkpoint, one: Checkpoint) -> None:
+    theirs, own = first.model_meta, one.model_meta
+    values = differing_models(theirs.settings, own.settings)
+    values += [(key, getattr(theirs, key), getattr(own, key)) for key in _ALIKE]
     if (unlike := first_unlike(first.part("model"), one.part("model"))) is not None:
         values.append(unlike)
     reasons = [f"{key} is {there} and {here}" for key, there, here in values if there != here]

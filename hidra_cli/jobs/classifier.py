@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hidra_cli.api import FastWeights
 from hidra_cli.api.decoding import Picture
-from hidra_cli.api.preprocessing import Preprocessing, recorded_preprocessing
+from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.engine import losses
 from hidra_cli.engine.devices import choose_float32, memory_errors
 from hidra_cli.engine.learner import Learner, Weights
@@ -22,12 +21,12 @@ from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.own_pictures import as_image, decoded
 from hidra_cli.runs.checkpoint import (
     Checkpoint,
-    check_entries,
     incomplete,
     load_checkpoint,
     save_checkpoint,
 )
 from hidra_cli.runs.model import TrainedModel, restore_learner
+from hidra_cli.runs.records import ClassifierMeta
 
 CLASSIFIER_FORMAT = "hidra-classifier"
 
@@ -121,7 +120,7 @@ def save_classifier(
     Raises:
         RunError: it cannot be written.
     """
-    preprocessing = preprocessing or recorded_preprocessing(model.meta)
+    preprocessing = preprocessing or model.meta.image_preprocessing
     tensors = {f"model.{name}": value for name, value in model.learner.state_dict().items()}
     if keep:
         tensors |= {f"start.{name}": value for name, value in _body(model.learner).items()}
@@ -131,21 +130,20 @@ def save_classifier(
     tensors |= {f"head.{name}": value for name, value in weights.head.items()}
     if reads_support(model.normalization):
         tensors |= _support_statistics(model.learner, weights, task)
-    meta: dict[str, Any] = {
-        "format": CLASSIFIER_FORMAT,
-        "classes": list(classes),
-        "settings": model.meta["settings"],
-        "plugins": model.meta["plugins"],
-        "image_shape": list(model.image_shape),
-        "max_ways": model.max_ways,
-        "invert": preprocessing.invert,
-        "preprocessing": preprocessing.record(),
-        "steps": model.steps,
-        "iteration": model.meta["iteration"],
-        "dataset_hash": model.meta["dataset_hash"],
-        "made_from": str(model.path),
-    }
-    save_checkpoint(path, tensors, meta)
+    meta = ClassifierMeta(
+        classes=tuple(classes),
+        settings=model.meta.settings,
+        plugins=model.meta.plugins,
+        image_shape=model.image_shape,
+        max_ways=model.max_ways,
+        invert=preprocessing.invert,
+        preprocessing=preprocessing,
+        steps=model.steps,
+        iteration=model.meta.iteration,
+        dataset_hash=model.meta.dataset_hash,
+        made_from=str(model.path),
+    )
+    save_checkpoint(path, tensors, {"format": CLASSIFIER_FORMAT, **meta.to_json()})
 
 
 def load_classifier(path: Path, device: torch.device) -> Classifier:
@@ -161,9 +159,8 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
 
 def restore_classifier(checkpoint: Checkpoint) -> Classifier:
     """Build the classifier that a file describes, on the CPU; raises as `load_classifier`."""
-    check_entries(checkpoint, invert=bool, classes=list)
-    _, image_shape, _, learner = restore_learner(checkpoint)
-    classes = tuple(str(name) for name in checkpoint.meta["classes"])
+    meta = checkpoint.classifier_meta
+    learner = restore_learner(checkpoint, meta, meta.settings)
     try:
         if reads_support(learner.normalization):
             statistics = checkpoint.part("statistics")
@@ -171,15 +168,13 @@ def restore_classifier(checkpoint: Checkpoint) -> Classifier:
                 for key in layer.statistics:
                     setattr(layer, key, statistics[f"{name}.{key}"])
         weights = Weights(_body(learner), checkpoint.part("head"))
-        preprocessing = recorded_preprocessing(checkpoint.meta)
-        classifier = Classifier(learner, weights, classes, preprocessing)
-        if preprocessing.image_shape != image_shape:
-            raise ValueError("its pictures are read in another shape than its model sees")
-        answer = classifier.probabilities(torch.zeros(2, *image_shape))  # do the shapes fit?
-        if answer.shape != (2, len(classes)):
-            raise ValueError(f"{len(classes)} classes, but {answer.shape[1]} output neurons")
+        classifier = Classifier(learner, weights, meta.classes, meta.image_preprocessing)
+        answer = classifier.probabilities(torch.zeros(2, *meta.image_shape))  # do the shapes fit?
+        if answer.shape != (2, len(meta.classes)):
+            raise ValueError(f"{len(meta.classes)} classes, but {answer.shape[1]} output neurons")
     except (KeyError, TypeError, ValueError, RuntimeError) as exc:
-        raise incomplete(checkpoint, exc) from exc
+        why = f"{type(exc).__name__}: {exc}".split("\n")[0]
+        raise incomplete(checkpoint, why) from exc
     return classifier
 
 
@@ -192,7 +187,7 @@ def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, Kept]:
         PluginError, RunError: as `load_classifier`.
     """
     checkpoint = load_checkpoint(path, CLASSIFIER_FORMAT)
-    check_entries(checkpoint, invert=bool, classes=list, steps=int, iteration=int, dataset_hash=str)
+    meta = checkpoint.classifier_meta
     start, support = checkpoint.part("start"), checkpoint.part("support")
     if not start or not support:
         raise UsageError(
@@ -203,19 +198,23 @@ def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, Kept]:
     tensors = {n: t for n, t in checkpoint.tensors.items() if n.startswith("model.")}
     tensors |= {f"model.backbone.{name}": value for name, value in start.items()}
     begun = replace(checkpoint, tensors=tensors)
-    settings, shape, max_ways, learner = restore_learner(begun)
-    classes = tuple(str(name) for name in checkpoint.meta["classes"])
+    learner = restore_learner(begun, meta, meta.settings)
     images, labels = support.get("images", torch.empty(0)), support.get("labels", torch.empty(0))
-    if tuple(images.shape[1:]) != shape or labels.shape != images.shape[:1]:
-        raise incomplete(checkpoint, ValueError("its support images and labels do not fit"))
-    if labels.dtype != torch.int64 or set(labels.tolist()) != set(range(len(classes))):
-        raise incomplete(checkpoint, ValueError("its labels are not those of its classes"))
-    kept = Kept(images.float().div(255).to(device), labels.to(device), classes)
-    choose_float32(settings.run.precision, device)
+    if tuple(images.shape[1:]) != meta.image_shape or labels.shape != images.shape[:1]:
+        raise incomplete(checkpoint, "its support images and labels do not fit")
+    if labels.dtype != torch.int64 or set(labels.tolist()) != set(range(len(meta.classes))):
+        raise incomplete(checkpoint, "its labels are not those of its classes")
+    kept = Kept(images.float().div(255).to(device), labels.to(device), meta.classes)
+    choose_float32(meta.settings.run.precision, device)
     model = TrainedModel(
-        path.stem, path, settings, learner.to(device), shape, max_ways, checkpoint.meta,
-        checkpoint.meta["steps"],
-    )  # fmt: skip
+        name=path.stem,
+        path=path,
+        settings=meta.settings,
+        learner=learner.to(device),
+        meta=meta,
+        sha256=checkpoint.sha256,
+        steps=meta.steps,
+    )
     return model, kept
 
 

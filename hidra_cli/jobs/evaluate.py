@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -15,6 +15,7 @@ from hidra_cli.api.data import Split
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import score
 from hidra_cli.engine.task_batch import Task, TaskBatch
+from hidra_cli.runs.records import EvaluatedModel
 from hidra_cli.runs.scores import Cell
 from hidra_cli.system.console import Advance, Console
 from hidra_cli.system.distributed import SINGLE, ProcessGroup
@@ -127,7 +128,7 @@ def _check_same(models: list[TrainedModel], data: TaskSource, group: ProcessGrou
     """A run that is being trained may get another checkpoint between two processes' reading."""
     import json
 
-    seen = [[model.name, model.meta] for model in models]
+    seen = [[model.name, model.sha256] for model in models]
     group.check_equal("models and data", json.dumps([seen, data.content_hash], sort_keys=True))
 
 
@@ -162,15 +163,15 @@ def _evaluate_all(
     )
 
 
-def _describe(model: TrainedModel) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "checkpoint": str(model.path),
-        "iteration": model.meta["iteration"],
-        "steps": model.steps,
-        "normalization": model.normalization,
-        "settings": model.meta["settings"],
-    }
+def _describe(model: TrainedModel) -> EvaluatedModel:
+    return EvaluatedModel(
+        name=model.name,
+        checkpoint=str(model.path),
+        iteration=model.meta.iteration,
+        steps=model.steps,
+        normalization=model.normalization,
+        settings=model.meta.settings,
+    )
 
 
 def _check_pixels(data: TaskSource) -> None:

@@ -27,7 +27,6 @@ from hidra_cli.engine.devices import memory_errors
 from hidra_cli.errors import RunError, UsageError
 from hidra_cli.jobs.classifier import Classifier
 from hidra_cli.runs.checkpoint import Checkpoint
-from hidra_cli.settings.schema import Settings
 
 Format = Literal["onnx", "pt2"]
 Run = Callable[[Tensor], Tensor]
@@ -134,7 +133,9 @@ def _difference(
 
 def metadata(classifier: Classifier, checkpoint: Checkpoint) -> dict[str, str]:
     """What the file says about itself, each value as JSON."""
-    origin = ("plugins", "dataset_hash", "iteration", "steps")
+    origin = checkpoint.classifier_meta.model_dump(
+        include={"plugins", "dataset_hash", "iteration", "steps"}
+    )
     facts = {
         "hidra_export": EXPORT_FORMAT_VERSION,
         "classes": list(classifier.classes),
@@ -147,7 +148,7 @@ def metadata(classifier: Classifier, checkpoint: Checkpoint) -> dict[str, str]:
             "classifier": checkpoint.path.name,
             "hidra": __version__,
             "torch": str(torch.__version__),
-            **{name: checkpoint.meta.get(name) for name in origin},
+            **origin,
         },
     }
     return {name: json.dumps(value) for name, value in facts.items()}
@@ -264,7 +265,7 @@ def _images(classifier: Classifier, checkpoint: Checkpoint, count: int) -> Tenso
 
 def _at_fault(classifier: Classifier, checkpoint: Checkpoint, form: Format) -> Plugin:
     """Whose code cannot be exported: the backbone's if it fails by itself, else the head's."""
-    model = Settings.model_validate(checkpoint.meta["settings"]).model
+    model = checkpoint.classifier_meta.settings.model
     kind: Kind = "head"
     try:
         _written(_Features(classifier), classifier, form, {})

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from hidra_cli.errors import HidraError, UsageError
 from hidra_cli.images.open import open_images
 from hidra_cli.images.prepared import PreparedImages
-from hidra_cli.reports.run_facts import Measurement, Row, RunFacts, protocol
+from hidra_cli.reports.run_facts import Measurement, RunFacts, protocol
 from hidra_cli.reports.solved_tasks import SEED, SolvedTask, measure, shown_ways, solve
 from hidra_cli.runs.model import TrainedModel, load_model
-from hidra_cli.runs.scores import compare, interval
+from hidra_cli.runs.records import DifferenceRecord
+from hidra_cli.runs.scores import compare
 from hidra_cli.settings.schema import DatasetSettings
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Report:
     runs: Sequence[RunFacts]
     tasks: Sequence[Sequence[SolvedTask]]
     measured: Measurement | None
-    differences: Sequence[Mapping[str, Any]]
+    differences: Sequence[DifferenceRecord]
     notes: Sequence[str]
 
     @property
@@ -86,7 +87,7 @@ def collect(
     ]
     tasks = [_solved(run, len(runs), device, notes) if run else [] for run in loaded]
     measured: Measurement | None = None
-    differences: list[dict[str, Any]] = []
+    differences: list[DifferenceRecord] = []
     usable = [run for run in loaded if run is not None]
     if usable and episodes:
         measured, differences = _measured(usable, ways, episodes, device, console, notes)
@@ -114,7 +115,7 @@ def _load(
     except HidraError as exc:
         notes.append(f"{name}: no task was solved with its model: {_reason(exc)}")
         return None
-    if model.meta["dataset_hash"] != images.content_hash:
+    if model.meta.dataset_hash != images.content_hash:
         notes.append(f"{name}: the prepared images are not those that it was trained on.")
     return model, images
 
@@ -144,7 +145,7 @@ def _measured(
     device: torch.device,
     console: Console,
     notes: list[str],
-) -> tuple[Measurement | None, list[dict[str, Any]]]:
+) -> tuple[Measurement | None, list[DifferenceRecord]]:
     """Accuracy on the first run's images, of every model that was trained on the same."""
     images = runs[0][1]
     models = [model for model, own in runs if own.content_hash == images.content_hash]
@@ -163,10 +164,7 @@ def _measured(
     except HidraError as exc:
         notes.append(f"Accuracy was not measured: {_reason(exc)}")
         return None, []
-    rows = [
-        Row(c.contender, c.normalization, c.ways, c.shots, len(c.final), *interval(c.final))
-        for c in cells
-    ]
+    rows = [cell.record() for cell in cells]
     about = protocol(rows, split="test", dataset=images.dataset, queries=queries, seed=SEED)
     return Measurement(about, rows), compare(cells)
 

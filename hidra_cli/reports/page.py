@@ -9,6 +9,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from importlib import resources
 from typing import Any
 
@@ -19,20 +20,13 @@ from hidra_cli import __version__
 from hidra_cli.reports import page_sections as sections
 from hidra_cli.reports.collect import Report
 from hidra_cli.reports.page_sections import Table, counted
-from hidra_cli.reports.run_facts import (
-    RunFacts,
-    clipped,
-    mapping,
-    moment,
-    training_seconds,
-    whole,
-    words,
-)
+from hidra_cli.reports.run_facts import RunFacts, clipped, training_seconds
 from hidra_cli.reports.solved_tasks import NO_LABEL
-from hidra_cli.runs.scores import percent
+from hidra_cli.runs import records
 from hidra_cli.settings.numbers import format_numbers
 from hidra_cli.settings.schema import Settings
 from hidra_cli.system.console import printable
+from hidra_cli.tasks.objective import CLASSIFICATION
 
 
 def render(report: Report) -> bytes:
@@ -107,10 +101,9 @@ def _lead(facts: RunFacts) -> str:
         )
     if facts.tested is not None:
         row = min(facts.tested.rows, key=lambda r: (abs(r.ways - 5), r.shots))
-        sentences.append(
-            f"Test accuracy at {row.ways} ways: {percent(row.accuracy, row.interval)} % "
-            f"(chance: {100 / row.ways:.3g} %)."
-        )
+        shown = CLASSIFICATION.interval(row.score, row.interval)
+        chance = f"chance: {100 / row.ways:.3g} %"
+        sentences.append(f"Test accuracy at {row.ways} ways: {shown} % ({chance}).")
     return " ".join(sentences)
 
 
@@ -140,11 +133,11 @@ def _fact_rows(facts: RunFacts) -> dict[str, str]:
     rows: dict[str, str] = {}
     if facts.settings is not None:
         s = facts.settings.settings
-        title = words(mapping(facts.environment.get("dataset")).get("title"))
+        data = facts.environment.dataset if facts.environment else None
         schedule = "" if s.outer.schedule == "constant" else f", {s.outer.schedule} schedule"
         rates = "rate" if s.inner.rates == "given" else "rates learned from"
         rows |= {
-            "Dataset": title or s.dataset.name,
+            "Dataset": (data or {}).get("title") or s.dataset.name,
             "Head": s.model.head,
             "Backbone": s.model.backbone,
             "Ways": _ways(s),
@@ -156,36 +149,41 @@ def _fact_rows(facts: RunFacts) -> dict[str, str]:
             "Outer loop": f"Adam, rate {s.outer.outer_lr:g}{schedule}, "
             f"{s.outer.meta_batch} tasks per step",
         }
-    if facts.best is not None:
-        iteration, mean, half = facts.best
-        rows["Best validation"] = f"{percent(mean, half)} % after iteration {iteration:,}"
+    if (best := facts.best) is not None:
+        shown = CLASSIFICATION.interval(best.score, best.interval)
+        rows["Best validation"] = f"{shown} % after iteration {best.iteration:,}"
     elif facts.metrics.validation:
         iteration, mean, half = max(facts.metrics.validation, key=lambda v: (v[1], -v[0]))
-        rows["Best validation"] = f"{percent(mean, half)} % after iteration {iteration:,}, so far"
+        shown = CLASSIFICATION.interval(mean, half)
+        rows["Best validation"] = f"{shown} % after iteration {iteration:,}, so far"
     rows |= _when_and_where(facts)
     return {key: clipped(value) for key, value in rows.items() if value}
 
 
 def _when_and_where(facts: RunFacts) -> dict[str, str]:
-    found, seconds = facts.environment, training_seconds(facts)
-    cores = whole(found.get("cores"), 10**6)
-    device, processor = words(found.get("device")), words(found.get("processor"))
-    hardware = [device if device != "cpu" else "", processor]
-    hardware += [f"{cores} cores" if cores else ""]
-    packages = mapping(found.get("packages"))
+    ran, seconds = facts.environment or records.Environment(), training_seconds(facts)
+    hardware = [ran.device if ran.device != "cpu" else "", ran.processor]
+    hardware += [f"{ran.cores} cores" if ran.cores else ""]
     versions = [
-        ("hidra-cli", words(found.get("hidra-cli"))),
-        ("torch", words(packages.get("torch"))),
-        ("Python", words(found.get("python"))),
+        ("hidra-cli", ran.hidra_cli),
+        ("torch", (ran.packages or {}).get("torch")),
+        ("Python", ran.python),
     ]
-    resumed = found.get("resumed")
-    times = len(resumed) if isinstance(resumed, list) else 0
+    times = len(ran.resumed or ())
     return {
-        "Started": moment(found.get("started")) + (f", resumed {times}×" if times else ""),
+        "Started": _moment(ran.started) + (f", resumed {times}×" if times else ""),
         "Training steps": "" if seconds is None else f"{_duration(seconds)} in all",
-        "Hardware": ", ".join(filter(None, hardware)),
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions if version),
+        "Hardware": ", ".join(clipped(part) for part in hardware if part),
+        "Versions": ", ".join(f"{name} {clipped(of)}" for name, of in versions if of),
     }
+
+
+def _moment(text: str | None) -> str:
+    """A time to the minute; "" for any other text."""
+    try:
+        return datetime.fromisoformat(text or "").strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return ""
 
 
 def _duration(seconds: float) -> str:
@@ -213,8 +211,8 @@ def _environments(report: Report) -> Table | None:
     return _per_run("entries", found)
 
 
-def _yes_or_no(value: Any) -> str:
-    return ("no", "yes")[value] if isinstance(value, bool) else ""
+def _yes_or_no(value: bool | None) -> str:
+    return "" if value is None else ("no", "yes")[value]
 
 
 def _per_run(what: str, found: Mapping[str, Mapping[str, str]]) -> Table | None:
@@ -234,32 +232,33 @@ def _per_run(what: str, found: Mapping[str, Mapping[str, str]]) -> Table | None:
     return Table(caption, columns, rows, left=len(columns), marked=marked)
 
 
-def _environment(found: Mapping[str, Any]) -> dict[str, str]:
-    command = found.get("command")
-    said = [words(part) for part in command] if isinstance(command, list) else []
-    data = mapping(found.get("dataset"))
+def _environment(ran: records.Environment) -> dict[str, str]:
+    data = ran.dataset or {}
     plugins = {
-        kind: " ".join(words(plugin.get(k)) for k in ("name", "distribution", "version"))
-        for kind, plugin in mapping(found.get("plugins")).items()
-        if isinstance(plugin, dict)
+        f"plugin: {kind}": f"{plugin.name} {plugin.distribution} {plugin.version}"
+        for kind, plugin in (ran.plugins or {}).items()
     }
-    rows: dict[str, str] = {
-        "command": clipped(" ".join(said)),
-        **{key: words(found.get(key)) for key in ("started", "platform", "processor", "device")},
-        "threads": str(whole(found.get("threads"), 10**6) or ""),
-        **{key: words(found.get(key)) for key in ("cpu_capability", "strategy")},
-        "compiled kernels": _yes_or_no(found.get("kernels")),
-        "hidra-cli": words(found.get("hidra-cli")),
-        "python": words(found.get("python")),
-        **{name: words(version) for name, version in mapping(found.get("packages")).items()},
-        **{f"plugin: {kind}": told for kind, told in plugins.items()},
+    rows: dict[str, str | None] = {
+        "command": " ".join(ran.command or ()),
+        "started": ran.started,
+        "platform": ran.platform,
+        "processor": ran.processor,
+        "device": ran.device,
+        "threads": str(ran.threads or ""),
+        "cpu_capability": ran.cpu_capability,
+        "strategy": ran.strategy,
+        "compiled kernels": _yes_or_no(ran.kernels),
+        "hidra-cli": ran.hidra_cli,
+        "python": ran.python,
+        **(ran.packages or {}),
+        **plugins,
         **{
-            f"data: {key}": words(data.get(key))
+            f"data: {key}": data.get(key)
             for key in ("title", "licence", "citation", "options", "created", "content_hash")
         },
     }
-    shown = {clipped(key): value for key, value in rows.items() if value}
-    homepage = words(data.get("homepage"))
+    shown = {clipped(key): clipped(value) for key, value in rows.items() if value}
+    homepage = clipped(data.get("homepage", ""))
     if re.fullmatch(r"https?://[!-~]+", homepage):
         link = Markup('<a href="{0}" rel="noreferrer">{0}</a>')
         shown["data: homepage"] = link.format(homepage)

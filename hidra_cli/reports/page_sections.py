@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hidra_cli.reports.collect import Report
 from hidra_cli.reports.figures import Line, Numbers, chance_line, line_chart
-from hidra_cli.reports.run_facts import Measurement, Row, RunFacts
-from hidra_cli.runs.scores import percent
+from hidra_cli.reports.run_facts import Measurement, RunFacts
+from hidra_cli.runs.records import ScoreRecord
+from hidra_cli.tasks.objective import CLASSIFICATION
 
 Floats = NDArray[np.float64]
 
@@ -72,16 +73,16 @@ def differences(report: Report) -> Table | None:
         return None
     rows = [
         [
-            row["model"],
-            str(row["ways"]),
-            str(row["shots"]),
-            ("−" if row["difference"] < 0 else "+")
-            + percent(abs(row["difference"]), row["interval"]),
-            "yes" if abs(row["difference"]) > row["interval"] else "no",
+            row.model,
+            str(row.ways),
+            str(row.shots),
+            ("−" if row.difference < 0 else "+")
+            + CLASSIFICATION.interval(abs(row.difference), row.interval),
+            "yes" if abs(row.difference) > row.interval else "no",
         ]
         for row in report.differences
     ]
-    first = report.differences[0]["minus"]
+    first = report.differences[0].minus
     caption = f"Accuracy minus that of {first} in percentage points, with 95 % intervals"
     return Table(caption, ["model", "ways", "shots", "difference", "beyond its interval"], rows)
 
@@ -100,11 +101,11 @@ def accuracy(report: Report) -> list[Measured]:
 
 def _together(report: Report) -> Measurement | None:
     """The tables that ended several runs, as one, with the protocol of each."""
-    rows: list[Row] = []
+    rows: list[ScoreRecord] = []
     named: dict[str, list[str]] = {}
     for name, facts in zip(report.names, report.runs, strict=True):
         if facts.tested is not None:
-            rows += [replace(row, model=name) for row in facts.tested.rows]
+            rows += [row.model_copy(update={"model": name}) for row in facts.tested.rows]
             named.setdefault(facts.tested.protocol, []).append(name)
     protocols = (f"{', '.join(names)}: {protocol}" for protocol, names in named.items())
     return Measurement(" ".join(protocols), rows) if rows else None
@@ -118,7 +119,7 @@ def _measured(title: str, measurement: Measurement) -> Measured:
             *([row.model] if several else []),
             str(row.ways),
             str(row.shots),
-            percent(row.accuracy, row.interval),
+            CLASSIFICATION.interval(row.score, row.interval),
             f"{100 / row.ways:.1f}",
         ]
         for row in measurement.rows
@@ -131,7 +132,7 @@ def _measured(title: str, measurement: Measurement) -> Measured:
 
 
 def _over_ways(title: str, measurement: Measurement) -> Chart:
-    groups: dict[tuple[str, int, str], list[Row]] = {}
+    groups: dict[tuple[str, int, str], list[ScoreRecord]] = {}
     for row in measurement.rows:
         groups.setdefault((row.model, row.shots, row.normalization), []).append(row)
     one_mode = len({(model, shots) for model, shots, _ in groups}) == len(groups)
@@ -139,7 +140,7 @@ def _over_ways(title: str, measurement: Measurement) -> Chart:
     for index, ((model, shots, mode), rows) in enumerate(groups.items()):
         rows = sorted(rows, key=lambda row: row.ways)
         label = f"{model}, {counted(shots, 'shot')}" + ("" if one_mode else f", {mode}")
-        mean, half = 100 * np.array([(row.accuracy, row.interval) for row in rows]).T
+        mean, half = 100 * np.array([(row.score, row.interval) for row in rows]).T
         lines.append(_banded(label, [row.ways for row in rows], mean, half, index))
     ways = sorted({row.ways for row in measurement.rows})
     lines.append(chance_line(ways))

@@ -1,4 +1,4 @@
-"""What the files of a run say. They may come from anyone: every value is checked, none trusted."""
+"""What the files of a run say. They may come from anyone: what does not check is left out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hidra_cli.errors import DataError, HidraError
 from hidra_cli.runs.directory import RunDir
-from hidra_cli.runs.records import read_json
+from hidra_cli.runs.records import (
+    Environment,
+    EvaluationResult,
+    R,
+    RunResult,
+    ScoreRecord,
+    ValidationRecord,
+    load_record,
+)
 from hidra_cli.settings.declarations import MOST_STEPS
 from hidra_cli.settings.layers import Resolved, resolve
-from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS
 from hidra_cli.settings.schema import Settings
-from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Objective
+from hidra_cli.tasks.objective import CLASSIFICATION, Objective
 
 MOST_EVALUATIONS = 4
 MOST_ROWS = 100
@@ -38,24 +44,11 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Accuracy of one model at one number of ways and shots, in 0..1, with its 95 % half-width."""
-
-    model: str
-    normalization: str
-    ways: int
-    shots: int
-    episodes: int
-    accuracy: float
-    interval: float
-
-
-@dataclass(frozen=True)
 class Measurement:
-    """Rows that were measured by one protocol."""
+    """Accuracies that were measured by one protocol."""
 
     protocol: str
-    rows: Sequence[Row]
+    rows: Sequence[ScoreRecord]
 
 
 @dataclass(frozen=True)
@@ -68,8 +61,8 @@ class RunFacts:
     metrics: Metrics
     finished: bool
     tested: Measurement | None
-    best: tuple[int, float, float] | None
-    environment: Mapping[str, Any]
+    best: ValidationRecord | None
+    environment: Environment | None
     evaluations: Sequence[Measurement] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -96,17 +89,17 @@ def read_run(path: Path) -> RunFacts:
     notes: list[str] = []
     settings = _settings(run, notes)
     metrics = read_metrics(run, notes)
-    result = _object(run.result, notes)
-    environment = _object(run.environment, notes) or mapping(result.get("environment"))
+    result = _record(run.result, RunResult, run.result.name, notes)
+    environment = _record(run.environment, Environment, run.environment.name, notes)
     return RunFacts(
         clipped(path.resolve().name),
         run,
         settings,
         metrics,
         _finished(result, metrics, settings),
-        _tested(result, settings.settings if settings else None, notes),
-        _best(mapping(result.get("best_validation"))),
-        environment,
+        _tested(result, settings.settings if settings else None, notes) if result else None,
+        _accuracy(result.best_validation) if result else None,
+        environment or (result.environment if result else None),
         _evaluations(run, notes),
         notes,
     )
@@ -116,47 +109,15 @@ def clipped(value: str) -> str:
     return value if len(value) <= _LONGEST else value[: _LONGEST - 1] + "…"
 
 
-def words(value: Any) -> str:
-    """Text from a file, of a length to be shown; "" for anything else."""
-    return clipped(value) if isinstance(value, str) else ""
-
-
-def number(value: Any, low: float, high: float) -> float | None:
-    """A number from a file, if it is one and within bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _record(path: Path, kind: type[R], where: str, notes: list[str]) -> R | None:
+    """What a file holds; where it is damaged, a note says so."""
+    if not path.exists():
         return None
-    return float(value) if low <= value <= high else None
-
-
-def whole(value: Any, high: int, low: int = 1) -> int | None:
-    """A whole number from a file, if it is one and within bounds."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if low <= value <= high else None
-
-
-def moment(value: Any) -> str:
-    """A time from a file, to the minute; "" for anything else."""
     try:
-        return datetime.fromisoformat(value).strftime("%Y-%m-%d %H:%M %Z").strip()
-    except (TypeError, ValueError):
-        return ""
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """A mapping from a file, of a size to be shown; empty for anything else."""
-    return dict(list(value.items())[:MOST_ROWS]) if isinstance(value, dict) else {}
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _object(path: Path, notes: list[str]) -> Mapping[str, Any]:
-    found = read_json(path)
-    if not found and path.exists():
-        notes.append(f"{path.name} is damaged or empty, and left out.")
-    return found
+        return load_record(path, kind)
+    except DataError as exc:
+        notes.append(f"{where} is damaged, and left out: {exc.why}.")
+        return None
 
 
 def _settings(run: RunDir, notes: list[str]) -> Resolved | None:
@@ -223,7 +184,7 @@ def _series(rows: Mapping[int, Mapping[str, Any]], objective: Objective) -> Metr
 
 def _digits(value: Any) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,13}", value):
-        return whole(int(value), MOST_STEPS)
+        return int(value) if 1 <= int(value) <= MOST_STEPS else None
     return None
 
 
@@ -232,52 +193,41 @@ def _decimal(value: Any, high: float) -> float | None:
     if not isinstance(value, str) or len(value) > 40:
         return None
     try:
-        return number(float(value), 0, high)
+        number = float(value)
     except ValueError:
         return None
+    return number if 0 <= number <= high else None
 
 
-def _finished(result: Mapping[str, Any], metrics: Metrics, settings: Resolved | None) -> bool:
+def _finished(result: RunResult | None, metrics: Metrics, settings: Resolved | None) -> bool:
     """A result as long as the run is: one that was prolonged has an old result until its end."""
-    done = whole(result.get("iterations"), MOST_STEPS)
-    wanted = settings.settings.outer.iterations if settings else done
-    return done is not None and done == wanted and metrics.last <= done
+    if result is None:
+        return False
+    wanted = settings.settings.outer.iterations if settings else result.iterations
+    return result.iterations == wanted and metrics.last <= result.iterations
 
 
-def _best(best: Mapping[str, Any]) -> tuple[int, float, float] | None:
-    iteration = whole(best.get("iteration"), MOST_STEPS)
-    mean, half = number(best.get("accuracy"), 0, 1), number(best.get("interval"), 0, 1)
-    return None if iteration is None or mean is None or half is None else (iteration, mean, half)
+def _accuracy(best: ValidationRecord) -> ValidationRecord | None:
+    return best if best.metric == CLASSIFICATION.key else None
 
 
-def _rows(found: Any, where: str, notes: list[str]) -> list[Row]:
-    items = [item for item in _items(found) if REGRESSION.key not in mapping(item)]
-    if len(items) < len(_items(found)):
+def _rows(found: Sequence[ScoreRecord], where: str, notes: list[str]) -> list[ScoreRecord]:
+    rows = [row for row in found if row.metric == CLASSIFICATION.key]
+    if len(rows) < len(found):
         notes.append(f"{where} has mean squared errors, which this page does not show.")
-    rows = [row for row in map(_row, items) if row is not None]
-    if len(rows) < len(items) or not isinstance(found, list | None):
-        notes.append(f"{where} has test results that are damaged, and left out.")
     if len(rows) > MOST_ROWS:
         notes.append(f"{where} has more than {MOST_ROWS} test results: the others are left out.")
-    return rows[:MOST_ROWS]
+    return [
+        row.model_copy(
+            update={"model": clipped(row.model), "normalization": clipped(row.normalization)}
+        )
+        for row in rows[:MOST_ROWS]
+    ]
 
 
-def _row(found: Any) -> Row | None:
-    entry = mapping(found)
-    sizes = [whole(entry.get(key), MOST_WAYS_OR_SHOTS) for key in ("ways", "shots")]
-    sizes.append(whole(entry.get("episodes"), MOST_STEPS))
-    shares = [number(entry.get(key), 0, 1) for key in ("accuracy", "interval")]
-    names = [words(entry.get(key)) for key in ("model", "normalization")]
-    if None in sizes or None in shares or not all(names):
-        return None
-    return Row(*names, *sizes, *shares)  # type: ignore[arg-type]
-
-
-def _tested(
-    result: Mapping[str, Any], settings: Settings | None, notes: list[str]
-) -> Measurement | None:
+def _tested(result: RunResult, settings: Settings | None, notes: list[str]) -> Measurement | None:
     """The table that ends a run."""
-    rows = _rows(result.get("test"), "result.json", notes)
+    rows = _rows(result.test, "result.json", notes)
     if not rows:
         return None
     if settings is None:
@@ -300,27 +250,24 @@ def _evaluations(run: RunDir, notes: list[str]) -> list[Measurement]:
         files = []
     if len(files) > MOST_EVALUATIONS:
         notes.append(f"{len(files) - MOST_EVALUATIONS} older evaluations are left out.")
-    found = []
+    measured = []
     for path in files[:MOST_EVALUATIONS]:
         where = f"evaluations/{path.parent.name}/result.json"
-        result = read_json(path)
-        if not result:
-            notes.append(f"{where} is damaged, and left out.")
-        rows = _rows(result.get("results"), where, notes)
-        if rows:
+        result = _record(path, EvaluationResult, where, notes)
+        if result is not None and (rows := _rows(result.results, where, notes)):
             told = protocol(
                 rows,
-                split=words(result.get("split")),
-                dataset=words(result.get("dataset")),
-                queries=whole(result.get("queries"), MOST_WAYS_OR_SHOTS),
-                seed=whole(result.get("seed"), 2**63, 0),
+                split=result.split,
+                dataset=clipped(result.dataset),
+                queries=result.queries,
+                seed=result.seed,
             )
-            found.append(Measurement(told, rows))
-    return found
+            measured.append(Measurement(told, rows))
+    return measured
 
 
 def protocol(
-    rows: Iterable[Row],
+    rows: Iterable[ScoreRecord],
     *,
     split: str,
     dataset: str = "",
@@ -333,7 +280,7 @@ def protocol(
     images = f"{_numbers(row.shots for row in rows)} support"
     images += f" and {queries} query" if queries is not None else ""
     told = [
-        f"{_numbers(row.episodes for row in rows)} episodes of the {split or 'unnamed'} split"
+        f"{_numbers(row.episodes for row in rows)} episodes of the {split} split"
         + (f" of {dataset}" if dataset else ""),
         f"{images} images per class",
         f"{modes} normalization",

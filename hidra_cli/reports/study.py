@@ -72,7 +72,7 @@ def summary(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
                 "seed_deviation": float(np.std(each, ddof=1)) if len(each) > 1 else None,
             }
         )
-    differences = compare(cells, _references(study))
+    differences = [row.to_json() for row in compare(cells, _references(study))]
     return {"metric": cells[0].objective.key, "results": rows, "differences": differences}
 
 

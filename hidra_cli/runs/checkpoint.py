@@ -6,15 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from hidra_cli.errors import DataError, RunError
+from hidra_cli.runs.records import CheckpointMeta, ClassifierMeta, ModelMeta, R, faults
 from hidra_cli.system.files import write_atomically
 
 CHECKPOINT_FORMAT = "hidra-checkpoint"
@@ -30,12 +33,36 @@ ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, everything else as JSON, and the SHA-256 of the file that held them."""
+    """A file's tensors by name, its JSON object as it is, and the SHA-256 of the whole file."""
 
     path: Path
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
     sha256: str
+
+    @cached_property
+    def model_meta(self) -> CheckpointMeta:
+        """The JSON of a checkpoint, checked once.
+
+        Raises:
+            DataError: an entry is missing or wrong.
+        """
+        return self._checked(CheckpointMeta)
+
+    @cached_property
+    def classifier_meta(self) -> ClassifierMeta:
+        """The JSON of a classifier, checked once.
+
+        Raises:
+            DataError: an entry is missing or wrong.
+        """
+        return self._checked(ClassifierMeta)
+
+    def _checked(self, kind: type[R]) -> R:
+        try:
+            return kind.model_validate(self.meta)
+        except ValidationError as exc:
+            raise incomplete(self, faults(exc)) from exc
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with `prefix.`, without it."""
@@ -163,7 +190,7 @@ def _foreign_optimizer(checkpoint: Checkpoint, name: str) -> DataError:
     )
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(model: nn.Module, checkpoint: Checkpoint, meta: ModelMeta) -> None:
     """Give a model the weights of a checkpoint.
 
     Raises:
@@ -172,33 +199,22 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     try:
         model.load_state_dict(checkpoint.part("model"))
     except RuntimeError as exc:
-        raise restore_error(checkpoint, str(exc).split("\n")[0]) from exc
+        raise restore_error(checkpoint, meta, str(exc).split("\n")[0]) from exc
 
 
-def check_entries(checkpoint: Checkpoint, **kinds: type) -> None:
-    """Check that the entries of a checkpoint are there and of their kinds.
-
-    Raises:
-        DataError: one is not.
-    """
-    for name, kind in kinds.items():
-        if not isinstance(checkpoint.meta.get(name), kind):
-            raise incomplete(checkpoint, ValueError(f"its {name} is no {kind.__name__}"))
-
-
-def incomplete(checkpoint: Checkpoint, exc: Exception) -> DataError:
+def incomplete(checkpoint: Checkpoint, why: str) -> DataError:
     """A checkpoint that is whole, but lacks an entry or has a wrong one."""
     return DataError(
         f"{checkpoint.path} is incomplete",
-        why=f"{type(exc).__name__}: {exc}".split("\n")[0],
+        why=why,
         fix="use another file, or the hidra that wrote it",
     )
 
 
-def restore_error(checkpoint: Checkpoint, why: str) -> RunError:
+def restore_error(checkpoint: Checkpoint, meta: ModelMeta, why: str) -> RunError:
     """A checkpoint whose weights do not fit what its settings build."""
-    recorded = [checkpoint.meta["plugins"][kind] for kind in ("backbone", "head")]
-    versions = {f"{p['distribution']}=={p['version']}": None for p in recorded}
+    recorded = [meta.plugins["backbone"], meta.plugins["head"]]
+    versions = dict.fromkeys(f"{plugin.distribution}=={plugin.version}" for plugin in recorded)
     return RunError(
         f"the weights in {checkpoint.path} do not fit the model its settings describe",
         why=why,

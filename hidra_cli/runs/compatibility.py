@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from hidra_cli.api.registry import Kind, find
 from hidra_cli.errors import HidraError, PluginError
-from hidra_cli.runs.checkpoint import Checkpoint
+from hidra_cli.runs.records import ModelMeta
 from hidra_cli.settings.changes import differing
 from hidra_cli.settings.schema import Settings
 
@@ -17,9 +20,10 @@ from hidra_cli.settings.schema import Settings
 def differing_models(one: Settings, other: Settings, *more: str) -> list[tuple[str, Any, Any]]:
     """What differs of the model, the inner loop and `more`; where it began does not count."""
     return [
-        found
-        for found in differing(one, other)
-        if found[0].startswith(("model.", "inner.", *more)) and found[0] != "model.start_from"
+        difference
+        for difference in differing(one, other)
+        if difference[0].startswith(("model.", "inner.", *more))
+        and difference[0] != "model.start_from"
     ]
 
 
@@ -37,21 +41,75 @@ def first_unlike(
     return None
 
 
-def _require_plugins(checkpoint: Checkpoint) -> None:
-    kinds: tuple[Kind, ...] = ("backbone", "head", "dataset")
+def require_plugins(path: Path, meta: ModelMeta) -> None:
+    """Check that the backbone and the head that a file names are installed.
+
+    Its dataset is not needed: a model may be used on another one.
+
+    Raises:
+        PluginError: one is missing; names the package.
+    """
+    kinds: tuple[Kind, ...] = ("backbone", "head")
     for kind in kinds:
-        recorded = checkpoint.meta["plugins"][kind]
-        name, distribution, version = (
-            str(recorded[k]) for k in ("name", "distribution", "version")
-        )
-        if kind == "dataset":  # a model may be used on another one
-            continue
+        plugin = meta.plugins[kind]
         try:
-            find(kind, name)
+            find(kind, plugin.name)
         except HidraError as exc:
             raise PluginError(
-                f"{checkpoint.path} needs the {kind} '{name}'",
-                why=f"the file says it came from {distribution} {version}, which is not installed "
-                "or has no such plugin",
-                fix=f"pip install {distribution}=={version}",
+                f"{path} needs the {kind} '{plugin.name}'",
+                why=f"the file says it came from {plugin.distribution} {plugin.version}, which is "
+                "not installed or has no such plugin",
+                fix=f"pip install {plugin.distribution}=={plugin.version}",
             ) from exc
+
+
+def _empty_matrix(rows: int, columns: int | None = None, **kwargs: Any) -> Tensor:
+    return torch.empty(rows, rows if columns is None else columns, **kwargs)
+
+
+# What makes a tensor whose size its arguments give → what makes one of that size on the meta
+# device. Not always itself: there, randn and eye would first import a compiler, for seconds.
+_MAKERS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    torch.arange: torch.arange,
+    torch.empty: torch.empty,
+    torch.empty_strided: torch.empty_strided,
+    torch.eye: _empty_matrix,
+    torch.full: torch.full,
+    torch.linspace: torch.linspace,
+    torch.logspace: torch.logspace,
+    torch.ones: torch.empty,
+    torch.rand: torch.empty,
+    torch.randint: torch.randint,
+    torch.randn: torch.empty,
+    torch.randperm: torch.randperm,
+    torch.zeros: torch.empty,
+}
+
+
+class MemoryLimit(TorchFunctionMode):
+    """A context in which new tensors may take so many bytes in all.
+
+    The tensor that would take more is refused before it gets its memory: a file of a few bytes may
+    describe a model that no memory holds.
+
+    Args:
+        size: bytes.
+        error: what is raised instead of making that tensor.
+    """
+
+    def __init__(self, size: int, error: HidraError) -> None:
+        super().__init__()
+        self.left = size
+        self.error = error
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _MAKERS:
+            # On the meta device a tensor has a size and no memory.
+            like = {k: v for k, v in kwargs.items() if k not in ("generator", "pin_memory")}
+            self.left -= _MAKERS[func](*args, **like | {"device": "meta"}).nbytes
+            if self.left < 0:
+                raise self.error
+        return func(*args, **kwargs)

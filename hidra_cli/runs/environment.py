@@ -9,54 +9,52 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hidra_cli import __version__
 from hidra_cli.api import registry
 from hidra_cli.engine.kernels import pooled_moments
+from hidra_cli.runs.records import Environment, PluginRecord
 from hidra_cli.settings.schema import Settings
 
 
-def used_plugins(settings: Settings) -> dict[str, dict[str, str]]:
+def used_plugins(settings: Settings) -> dict[registry.Kind, PluginRecord]:
     """Distribution and version behind each plugin of a run, as recorded in its files."""
-    chosen: Mapping[registry.Kind, str] = {
+    names: Mapping[registry.Kind, str] = {
         "backbone": settings.model.backbone,
         "head": settings.model.head,
         "dataset": settings.dataset.name,
     }
-    found: dict[str, dict[str, str]] = {}
-    for kind, name in chosen.items():
-        plugin = registry.find(kind, name)
-        found[kind] = {
-            "name": plugin.name,
-            "distribution": plugin.distribution,
-            "version": plugin.version,
-        }
-    return found
+    plugins = {kind: registry.find(kind, name) for kind, name in names.items()}
+    return {
+        kind: PluginRecord(
+            name=plugin.name, distribution=plugin.distribution, version=plugin.version
+        )
+        for kind, plugin in plugins.items()
+    }
 
 
 def environment(
-    device: torch.device, plugins: Mapping[str, Any], processes: int = 1
-) -> dict[str, Any]:
+    device: torch.device, plugins: Mapping[registry.Kind, PluginRecord], processes: int = 1
+) -> Environment:
     """What a result depends on beside its settings: versions, hardware, command."""
-    return {
-        "hidra-cli": __version__,
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _recorded_packages()},
-        "plugins": dict(plugins),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "kernels": pooled_moments.compiled(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
+    return Environment(
+        hidra_cli=__version__,
+        python=platform.python_version(),
+        packages={name: metadata.version(name) for name in _recorded_packages()},
+        plugins=dict(plugins),
+        platform=platform.platform(),
+        processor=_processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        processes=processes,
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        kernels=pooled_moments.compiled(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        command=(Path(sys.argv[0]).name, *sys.argv[1:]),
+        started=datetime.now().astimezone().isoformat(timespec="seconds"),
+    )
 
 
 def _recorded_packages() -> Iterable[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,36 +16,58 @@ from hidra_cli.engine.normalization import Mode
 from hidra_cli.engine.strategies.base import Strategy
 from hidra_cli.engine.strategies.choose import choose
 from hidra_cli.engine.task_batch import TaskBatch
-from hidra_cli.errors import PluginError, UsageError
+from hidra_cli.errors import UsageError
 from hidra_cli.runs.build import build_learner, fixed_ways_error
 from hidra_cli.runs.checkpoint import (
     Checkpoint,
-    check_entries,
-    incomplete,
     load_checkpoint,
     load_weights,
     restore_error,
 )
-from hidra_cli.runs.compatibility import _require_plugins, differing_models, first_unlike
+from hidra_cli.runs.compatibility import (
+    MemoryLimit,
+    differing_models,
+    first_unlike,
+    require_plugins,
+)
 from hidra_cli.runs.locate import find_checkpoint
-from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS
+from hidra_cli.runs.records import ModelMeta, StartRecord
 from hidra_cli.settings.schema import Settings
 from hidra_cli.system.memory import keep_freed_memory
-from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Objective
+from hidra_cli.tasks.objective import Objective
+
+# What building a model may take beside its weights: other buffers, and copies while it starts.
+_SPARE_BYTES = 64 * 2**20
+_COPIES = 4
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint, restored."""
+    """A checkpoint, or what a classifier was adapted from, restored.
+
+    Attributes:
+        settings: those of the training, but for the normalization where another was asked for.
+        meta: what the file says of it.
+        steps: inner steps it adapts with.
+    """
 
     name: str
     path: Path
     settings: Settings
     learner: Learner
-    image_shape: tuple[int, int, int]
-    max_ways: int
-    meta: dict[str, Any]
+    meta: ModelMeta
+    sha256: str
     steps: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.meta.image_shape
+
+    @property
+    def max_ways(self) -> int:
+        """The most classes of a training task: the only number of a fixed-way head."""
+        return self.meta.max_ways
 
     @property
     def normalization(self) -> str:
@@ -56,7 +76,7 @@ class TrainedModel:
     @property
     def objective(self) -> Objective:
         """What it was trained for."""
-        return REGRESSION if self.meta.get("problem") == REGRESSION.name else CLASSIFICATION
+        return self.meta.objective
 
     @property
     def inner(self) -> InnerLoop:
@@ -119,55 +139,64 @@ def load_model(
     """
     path = find_checkpoint(chosen)
     checkpoint = load_checkpoint(path)
-    check_entries(checkpoint, iteration=int, dataset_hash=str, invert=bool)
-    settings, image_shape, max_ways, learner = restore_learner(checkpoint, normalization)
+    meta = checkpoint.model_meta
+    settings = meta.settings
+    if normalization is not None:
+        model = replace(settings.model, normalization=normalization)
+        settings = settings.model_copy(update={"model": model})
+    learner = restore_learner(checkpoint, meta, settings)
     choose_float32(settings.run.precision, device)
     of_run = path.parent.name == "checkpoints"
     name = f"{path.parents[1].name}/{path.stem}" if of_run else path.stem
-    name = chosen.name if chosen.is_dir() else name
     return TrainedModel(
-        name,
-        path,
-        settings,
-        learner.to(device),
-        image_shape,
-        max_ways,
-        checkpoint.meta,
-        settings.inner.steps_at_test if steps is None else steps,
+        name=chosen.name if chosen.is_dir() else name,
+        path=path,
+        settings=settings,
+        learner=learner.to(device),
+        meta=meta,
+        sha256=checkpoint.sha256,
+        steps=settings.inner.steps_at_test if steps is None else steps,
     )
 
 
-def restore_learner(
-    checkpoint: Checkpoint, normalization: Mode | None = None
-) -> tuple[Settings, tuple[int, int, int], int, Learner]:
-    """Build what a checkpoint describes and give it the checkpoint's weights, on the CPU.
+def restore_learner(checkpoint: Checkpoint, meta: ModelMeta, settings: Settings) -> Learner:
+    """Build a learner and give it a checkpoint's weights, on the CPU.
 
-    Returns:
-        Settings, image shape (C, H, W), the ways of a fixed-way head, and the learner.
+    It is built only as long as it takes no more memory than the weights in the file suggest.
+
+    Args:
+        checkpoint: the file.
+        meta: what it says.
+        settings: the file's, or those with another normalization.
 
     Raises:
-        DataError: an entry is missing or wrong.
         UsageError: the mode's layers have other weights than the checkpoint holds.
         PluginError: a plugin it needs is missing; names the package.
         RunError: the weights do not fit.
     """
-    settings, image_shape, max_ways = described(checkpoint)
-    trained = settings.model.normalization
-    if normalization is not None:
-        model = replace(settings.model, normalization=normalization)
-        settings = settings.model_copy(update={"model": model})
-    learner = build_learner(settings, image_shape, max_ways, restoring=True)
-    if learner.state_dict().keys() != checkpoint.part("model").keys() and normalization != trained:
+    require_plugins(checkpoint.path, meta)
+    held = checkpoint.part("model")
+    size = sum(tensor.nbytes for tensor in held.values())
+    too_large = f"that model takes more memory than weights of {size:,} bytes do"
+    limit = MemoryLimit(_SPARE_BYTES + _COPIES * size, restore_error(checkpoint, meta, too_large))
+    with limit:
+        learner = build_learner(settings, meta.image_shape, meta.max_ways, restoring=True)
+    expected = learner.state_dict()
+    trained, asked = meta.settings.model.normalization, settings.model.normalization
+    if held.keys() != expected.keys() and asked != trained:
         raise UsageError(
-            f"{checkpoint.path} cannot be used with {normalization} normalization",
+            f"{checkpoint.path} cannot be used with {asked} normalization",
             why=f"it was trained with {trained}, whose layers have other weights",
-            fix=f"--normalization {trained}, or train with --normalization {normalization}",
+            fix=f"--normalization {trained}, or train with --normalization {asked}",
         )
-    load_weights(learner, checkpoint)
-    return settings, image_shape, max_ways, learner
+    if (unlike := first_unlike(held, expected)) is not None:
+        name, there, here = unlike
+        raise restore_error(checkpoint, meta, f"{name} should be {here}, but is {there}")
+    load_weights(learner, checkpoint, meta)
+    return learner
 
 
-def begin_with(learner: Learner, settings: Settings, chosen: Path) -> dict[str, str]:
+def begin_with(learner: Learner, settings: Settings, chosen: Path) -> StartRecord:
     """Give a new learner the weights of a trained model, learned rates among them.
 
     Args:
@@ -176,21 +205,22 @@ def begin_with(learner: Learner, settings: Settings, chosen: Path) -> dict[str, 
         chosen: a run directory, a checkpoint, or the name of a model that ships with hidra.
 
     Returns:
-        The checkpoint's path, and the SHA-256 of the file.
+        Which checkpoint it was.
 
     Raises:
         DataError: there is no such checkpoint, or it is damaged.
         UsageError: it is another model; names each setting that differs.
     """
     checkpoint = load_checkpoint(find_checkpoint(chosen))
-    theirs, *_ = described(checkpoint)
+    meta = checkpoint.model_meta
+    require_plugins(checkpoint.path, meta)
     weights = checkpoint.part("model")
     if (unlike := first_unlike(weights, learner.state_dict())) is not None:
         name, *sizes = unlike
         there, here = ("absent" if size is None else size for size in sizes)
         reasons = [f"{name} is {there} there and {here} here"] + [
             f"{key} is {there} there and {here} here"
-            for key, there, here in differing_models(theirs, settings, "tasks.ways")
+            for key, there, here in differing_models(meta.settings, settings, "tasks.ways")
         ]
         raise UsageError(
             f"the run cannot begin with the weights of {checkpoint.path}",
@@ -199,32 +229,4 @@ def begin_with(learner: Learner, settings: Settings, chosen: Path) -> dict[str, 
             "its --preset), or leave --start-from out",
         )
     learner.load_state_dict(weights)
-    return {"checkpoint": str(checkpoint.path), "sha256": checkpoint.sha256}
-
-
-def described(checkpoint: Checkpoint) -> tuple[Settings, tuple[int, int, int], int]:
-    """The settings, image shape and largest ways of a checkpoint, checked against its weights.
-
-    A file of a few bytes may describe a model that no memory holds: nothing is built unless its
-    weights are as large as the file says.
-
-    Raises:
-        DataError: an entry is missing or wrong.
-        PluginError: a plugin it needs is missing; names the package.
-        RunError: the weights do not fit.
-    """
-    try:
-        settings = Settings.model_validate(checkpoint.meta["settings"])
-        c, h, w = map(int, checkpoint.meta["image_shape"])
-        max_ways = int(checkpoint.meta["max_ways"])
-        if min(c, h, w, max_ways) < 1 or max(c, h, w, max_ways) > MOST_WAYS_OR_SHOTS:
-            raise ValueError(f"images of shape {(c, h, w)} and {max_ways} ways cannot be")
-        _require_plugins(checkpoint)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
-        raise incomplete(checkpoint, exc) from exc
-    with contextlib.suppress(PluginError), torch.device("meta"):  # not every plugin can do without
-        built = build_learner(settings, (c, h, w), max_ways, restoring=True)
-        if (unlike := first_unlike(checkpoint.part("model"), built.state_dict())) is not None:
-            name, held, expected = unlike
-            raise restore_error(checkpoint, f"{name} should be {expected}, but is {held}")
-    return settings, (c, h, w), max_ways
+    return StartRecord(checkpoint=str(checkpoint.path), sha256=checkpoint.sha256)

@@ -1,16 +1,450 @@
-"""What a run's files hold."""
+"""What the files of a run hold: a model for each, with the bounds of every entry.
+
+Entries stand in the order in which they are written. A checkpoint's hash depends on it.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from hidra_cli.api.preprocessing import Preprocessing
+from hidra_cli.api.registry import Kind
+from hidra_cli.errors import DataError
+from hidra_cli.settings.declarations import MOST_STEPS
+from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS
+from hidra_cli.settings.schema import Settings
+from hidra_cli.tasks.objective import CLASSIFICATION, OBJECTIVES, REGRESSION, Objective
+
+# JSON says which kind a value is of: "4" and true are not 4.
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST_STEPS)]
+Positive = Annotated[int, Field(strict=True, ge=1, le=MOST_STEPS)]
+Size = Annotated[int, Field(strict=True, ge=1, le=MOST_WAYS_OR_SHOTS)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+NotNegative = Annotated[float, Field(strict=True, ge=0)]
+Difference = Annotated[float, Field(strict=True)]
+Text = Annotated[str, Field(max_length=100_000)]
+Name = Annotated[str, Field(min_length=1, max_length=10_000)]
+Split = Literal["train", "val", "test"]
+Texts = Annotated[dict[Name, Text], Field(max_length=100)]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that a run wrote; empty where it is missing or damaged."""
+class Record(BaseModel):
+    """An object in a file. Entries that it does not know are left out."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """The object as it is written."""
+        return self.model_dump(by_alias=True)
+
+
+class _Sparse(Record):
+    """An object that is written without the entries that are None."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
+
+
+def _preprocessing(value: Any) -> Preprocessing:
+    if isinstance(value, Preprocessing):
+        return value
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return Preprocessing.from_record(value)
+    except (KeyError, TypeError, AttributeError, OverflowError) as exc:
+        raise ValueError(f"{type(exc).__name__}: {exc}") from exc
+
+
+PreprocessingRecord = Annotated[
+    Preprocessing,
+    PlainValidator(_preprocessing),
+    PlainSerializer(Preprocessing.record, return_type=dict[str, Any]),
+]
+
+
+class PluginRecord(Record):
+    """Where a plugin came from."""
+
+    name: Name
+    distribution: Name
+    version: Name
+
+
+class _Scored(Record):
+    """An object with a mean score, which is written under the name of its metric.
+
+    Attributes:
+        metric: the key of an objective's metric.
+        score: an accuracy in 0..1, or a mean squared error.
+        interval: the half-width of its 95 % confidence interval.
+    """
+
+    metric: str
+    score: NotNegative
+    interval: NotNegative
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, content: Any) -> Any:
+        """`"accuracy": 0.9` → `"metric": "accuracy", "score": 0.9`."""
+        if not isinstance(content, dict) or "score" in content:
+            return content
+        metrics = [key for key in OBJECTIVES if key in content]
+        if len(metrics) != 1:
+            raise ValueError(f"it needs one of {', '.join(OBJECTIVES)}")
+        return content | {"metric": metrics[0], "score": content[metrics[0]]}
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.metric not in OBJECTIVES:
+            raise ValueError(f"{self.metric} is no metric")
+        if OBJECTIVES[self.metric].unit and self.score > 1:
+            raise ValueError(f"{self.metric} is a share, of at most 1")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        metric, score, interval = (content.pop(key) for key in ("metric", "score", "interval"))
+        steps = content.pop("per_step", None)
+        content |= {metric: score, "interval": interval}
+        return content if steps is None else content | {"per_step": steps}
+
+
+class ValidationRecord(_Scored):
+    """A validation."""
+
+    iteration: Count
+
+
+class AveragedRecord(Record):
+    """One of the models that a mean was taken of."""
+
+    sha256: Name
+    iteration: Count
+
+
+class ModelMeta(Record):
+    """What a file says of the model in it and of the data it was trained on.
+
+    Attributes:
+        image_shape: (C, H, W).
+        max_ways: the most classes of a training task.
+        invert: whether pictures are stored as 255 − value.
+        preprocessing: how pictures became images; None where there are none, and in older files.
+        iteration: of the training.
+    """
+
+    order: ClassVar[tuple[str, ...]]  # in which entries are written
+
+    settings: Settings
+    plugins: Annotated[dict[Kind, PluginRecord], Field(min_length=3)]
+    image_shape: tuple[Size, Size, Size]
+    max_ways: Size
+    dataset_hash: Name
+    invert: Flag
+    preprocessing: PreprocessingRecord | None = None
+    iteration: Count
+
+    @model_validator(mode="after")
+    def _of_one_shape(self) -> Self:
+        if self.image_preprocessing.image_shape != self.image_shape:
+            raise ValueError("its pictures are read in another shape than its model sees")
+        return self
+
+    @property
+    def image_preprocessing(self) -> Preprocessing:
+        """How a picture becomes an image; older files say the shape and `invert` alone."""
+        return self.preprocessing or Preprocessing(self.image_shape, self.invert)
+
+    @property
+    def objective(self) -> Objective:
+        """What the model was trained for."""
+        return CLASSIFICATION
+
+    def to_json(self) -> dict[str, Any]:
+        content = super().to_json()
+        return {name: content[name] for name in self.order}
+
+
+class CheckpointMeta(ModelMeta):
+    """What a checkpoint says: of the training so far, too.
+
+    Attributes:
+        problem: the name of an objective.
+        store: the name of the prepared file.
+        best: the best validation; None before the first, and of an average.
+        skipped: steps left out, in all and directly before this checkpoint.
+        average_of: the models it is the mean of; None, and not written, for a run's own.
+    """
+
+    order = (
+        "settings",
+        "plugins",
+        "problem",
+        "image_shape",
+        "max_ways",
+        "dataset_hash",
+        "store",
+        "invert",
+        "preprocessing",
+        "iteration",
+        "best",
+        "skipped",
+        "average_of",
+    )
+
+    problem: Literal["classification", "regression"] = "classification"
+    store: Text = ""
+    best: ValidationRecord | None
+    skipped: tuple[Count, Count]
+    average_of: tuple[AveragedRecord, ...] | None = None
+
+    @property
+    def objective(self) -> Objective:
+        return REGRESSION if self.problem == REGRESSION.name else CLASSIFICATION
+
+    def to_json(self) -> dict[str, Any]:
+        content = super().to_json()
+        if self.average_of is None:
+            del content["average_of"]
+        return content
+
+
+class ClassifierMeta(ModelMeta):
+    """What a classifier says: of its classes, too.
+
+    Attributes:
+        classes: N names.
+        steps: inner steps that it was adapted with.
+        made_from: path of the checkpoint.
+    """
+
+    order = (
+        "classes",
+        "settings",
+        "plugins",
+        "image_shape",
+        "max_ways",
+        "invert",
+        "preprocessing",
+        "steps",
+        "iteration",
+        "dataset_hash",
+        "made_from",
+    )
+
+    classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MOST_WAYS_OR_SHOTS)]
+    steps: Count
+    made_from: Text = ""
+
+
+class StartRecord(Record):
+    """The weights that a run began with."""
+
+    checkpoint: Text
+    sha256: Name
+
+
+class Session(_Sparse):
+    """What one process, or several that share a run, brought to it: versions and hardware."""
+
+    hidra_cli: Text | None = Field(None, alias="hidra-cli")
+    python: Text | None = None
+    packages: Texts | None = None
+    plugins: dict[Kind, PluginRecord] | None = None
+    platform: Text | None = None
+    processor: Text | None = None
+    cores: Count | None = None
+    threads: Count | None = None
+    processes: Count | None = None
+    cpu_capability: Text | None = None
+    kernels: Flag | None = None
+    device: Text | None = None
+    command: tuple[Text, ...] | None = None
+    started: Text | None = None
+    strategy: Text | None = None
+    start: StartRecord | None = None
+    after_iteration: Count | None = None
+
+
+class Environment(Session):
+    """What a result depends on beside its settings (environment.json).
+
+    Attributes:
+        dataset: what the prepared data says of itself.
+        resumed: the sessions after the first one.
+    """
+
+    dataset: Texts | None = None
+    resumed: tuple[Session, ...] | None = None
+
+
+class StepRecord(_Scored):
+    """The score after an inner step."""
+
+    step: Count
+
+
+class ScoreRecord(_Scored):
+    """The score of one model at one number of ways and shots.
+
+    Attributes:
+        per_step: before and after each inner step; None where only the last was tested.
+    """
+
+    model: Name
+    normalization: Name
+    ways: Size
+    shots: Size
+    episodes: Positive
+    per_step: tuple[StepRecord, ...] | None = None
+
+
+class DifferenceRecord(Record):
+    """The mean of paired differences of two models on the same episodes."""
+
+    model: Name
+    minus: Name
+    ways: Size
+    shots: Size
+    difference: Difference
+    interval: NotNegative
+
+
+class RunResult(Record):
+    """What a finished run reports (its result.json).
+
+    Attributes:
+        tasks_per_second: None where no step was left to take.
+    """
+
+    format_version: Literal[1] = 1
+    run: Text
+    iterations: Positive
+    skipped: Count
+    tasks_per_second: NotNegative | None
+    best_validation: ValidationRecord
+    test: tuple[ScoreRecord, ...]
+    environment: Environment
+
+
+class EvaluatedModel(Record):
+    """A model that was evaluated.
+
+    Attributes:
+        checkpoint: its path.
+        steps, normalization: those of the evaluation.
+        settings: those of the training.
+    """
+
+    name: Name
+    checkpoint: Text
+    iteration: Count
+    steps: Count
+    normalization: Name
+    settings: Settings
+
+
+class ProtocolModel(Record):
+    """A model and how it adapts, as a protocol names it."""
+
+    sha256: Name
+    steps: Count
+    normalization: Name
+
+
+class EvaluationProtocol(Record):
+    """All that the scores of an evaluation depend on, but for the machine and versions.
+
+    Two evaluations with equal protocols are the same measurement.
+
+    Attributes:
+        models: in order.
+        pixels: whether the nearest neighbour on pixels is among them.
+    """
+
+    models: tuple[ProtocolModel, ...]
+    dataset_hash: Name
+    split: Split
+    within_groups: Flag
+    ways: tuple[Size, ...]
+    shots: tuple[Size, ...]
+    queries: Positive
+    episodes: Positive
+    seed: Seed
+    pixels: Flag
+
+
+class EvaluationResult(Record):
+    """What `hidra evaluate` reports (its result.json).
+
+    Attributes:
+        protocol: None in a file from before it was recorded.
+    """
+
+    format_version: Literal[1] = 1
+    dataset: Name
+    dataset_hash: Name
+    split: Split
+    within_groups: Flag
+    seed: Seed
+    queries: Positive
+    protocol: EvaluationProtocol | None = None
+    models: tuple[EvaluatedModel, ...]
+    results: tuple[ScoreRecord, ...]
+    comparisons: tuple[DifferenceRecord, ...]
+    environment: Environment
+
+
+R = TypeVar("R", bound=Record)
+
+
+def faults(error: ValidationError) -> str:
+    """What is wrong with an object, a line for each entry, the first three."""
+    lines = [
+        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
+        for fault in error.errors(include_url=False)
+    ]
+    lines = [line.replace("Value error, ", "") for line in lines]
+    return "\n     ".join(lines[:3])
+
+
+def load_record(path: Path, kind: type[R]) -> R:
+    """Read and check a JSON file that a run wrote.
+
+    Raises:
+        DataError: it is missing or damaged; says which entry is wrong.
+    """
+    try:
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as exc:
+        why = faults(exc)
+    except (OSError, ValueError, RecursionError) as exc:
+        why = f"{type(exc).__name__}: {exc}".split("\n")[0]
+    raise DataError(f"{path} is damaged", why=why, fix="remove it, and make it again")
+
+
+def record_or_none(path: Path, kind: type[R]) -> R | None:
+    """As `load_record`; None where the file is missing or damaged, which is as good as none."""
+    try:
+        return load_record(path, kind)
+    except DataError:
+        return None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hidra_cli.errors import DataError
+from hidra_cli.runs.records import DifferenceRecord, ScoreRecord, StepRecord
 from hidra_cli.tasks.objective import CLASSIFICATION, OBJECTIVES, Objective
 
 Float64 = npt.NDArray[np.float64]
@@ -22,7 +23,7 @@ Float64 = npt.NDArray[np.float64]
 Z_95 = 1.959964
 
 
-# Of the file that holds every episode's score.
+# Of episodes.csv, which holds every episode's score.
 EPISODES_HEADER = ("model", "normalization", "ways", "shots", "metric", "episode", "score")
 
 
@@ -46,23 +47,26 @@ class Cell:
     def final(self) -> Float64:
         return self.scores[:, -1]
 
-    def to_json(self) -> dict[str, Any]:
-        mean, half = interval(self.final)
-        row: dict[str, Any] = {
-            "model": self.contender,
-            "normalization": self.normalization,
-            "ways": self.ways,
-            "shots": self.shots,
-            "episodes": len(self.scores),
-            self.objective.key: mean,
-            "interval": half,
-        }
+    def record(self) -> ScoreRecord:
+        """Means over the episodes."""
+        steps = None
         if self.scores.shape[1] > 1:
-            row["per_step"] = [
-                {"step": step, self.objective.key: mean, "interval": half}
+            steps = tuple(
+                StepRecord(step=step, metric=self.objective.key, score=mean, interval=half)
                 for step, (mean, half) in enumerate(map(interval, self.scores.T))
-            ]
-        return row
+            )
+        mean, half = interval(self.final)
+        return ScoreRecord(
+            model=self.contender,
+            normalization=self.normalization,
+            ways=self.ways,
+            shots=self.shots,
+            episodes=len(self.scores),
+            metric=self.objective.key,
+            score=mean,
+            interval=half,
+            per_step=steps,
+        )
 
 
 def interval(values: Float64) -> tuple[float, float]:
@@ -72,14 +76,9 @@ def interval(values: Float64) -> tuple[float, float]:
     return float(values.mean()), float(Z_95 * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def percent(mean: float, half: float) -> str:
-    """`(0.8912, 0.0061)` → `89.12 ± 0.61`."""
-    return f"{100 * mean:.2f} ± {100 * half:.2f}"
-
-
 def compare(
     cells: Sequence[Cell], references: Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
+) -> list[DifferenceRecord]:
     """Paired differences of models to another, on the same episodes.
 
     Args:
@@ -102,14 +101,14 @@ def compare(
             continue
         mean, half = interval(cell.final - reference.final)
         rows.append(
-            {
-                "model": cell.contender,
-                "minus": minus,
-                "ways": cell.ways,
-                "shots": cell.shots,
-                "difference": mean,
-                "interval": half,
-            }
+            DifferenceRecord(
+                model=cell.contender,
+                minus=minus,
+                ways=cell.ways,
+                shots=cell.shots,
+                difference=mean,
+                interval=half,
+            )
         )
     return rows
 
@@ -139,13 +138,8 @@ def read_episodes(path: Path) -> list[Cell]:
     ]
 
 
-def _episodes(cells: list[Cell]) -> str:
+def episodes_csv(cells: Sequence[Cell]) -> str:
     """The score of every single episode, for whoever compares models in pairs."""
-    import csv
-    import io
-
-    from hidra_cli.runs.scores import EPISODES_HEADER
-
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(EPISODES_HEADER)

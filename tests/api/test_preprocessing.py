@@ -23,7 +23,6 @@ from hidra_cli.api.preprocessing import (
     ValueKind,
     ValueRanges,
     fixed_ranges,
-    recorded_preprocessing,
     usual_range,
 )
 
@@ -330,10 +329,7 @@ def test_the_record_comes_back_from_json(
     shape: Any, invert: bool, fit: Any, background: str, ranges: ValueRanges
 ) -> None:
     wanted = Preprocessing(shape, invert, fit, background, ranges)
-    meta = json.loads(json.dumps({"preprocessing": wanted.record()}))
-    assert recorded_preprocessing(meta) == wanted
-    older = {"image_shape": list(shape), "invert": invert}
-    assert recorded_preprocessing(older) == Preprocessing(shape, invert)
+    assert Preprocessing.from_record(json.loads(json.dumps(wanted.record()))) == wanted
 
 
 @pytest.mark.parametrize(

@@ -304,19 +304,23 @@ def test_evaluations_of_the_run_are_shown(hidra: Hidra, run: Path, cache_dir: Pa
     assert any("0-broken" in note for note in told["notes"])
 
 
-def test_hostile_names_stay_text(hidra: Hidra, run: Path, cache_dir: Path) -> None:
+@pytest.mark.parametrize("command", [[HOSTILE, "\ud800", 7], [HOSTILE, "x" * 5000]])
+def test_hostile_names_stay_text(
+    hidra: Hidra, run: Path, cache_dir: Path, command: list[str | int]
+) -> None:
     run = run.rename(run.with_name(HOSTILE.replace("/", "") + "x" * 60))
     for name in ("result.json", "environment.json"):
         content = json.loads((run / name).read_text())
         facts = content.get("environment", content)
         for entry in content.get("test", []):
             entry["model"] = HOSTILE
-        facts["command"] = [HOSTILE, "\ud800", 7]
+        facts["command"] = command
         facts["packages"] = {HOSTILE: HOSTILE}
         facts["dataset"] |= {"title": HOSTILE, "homepage": "javascript:alert(1)"}
         (run / name).write_text(json.dumps(content))
-    page, _ = made(hidra, cache_dir, run)
+    page, told = made(hidra, cache_dir, run)
     alone_and_silent(page)
+    assert ("left out: command.1" in " ".join(told["notes"])) == (7 in command)
     assert len(page.all("title")) == 1
     assert "x" not in {attributes.get("src") for attributes in page.all("img")}
     assert "\x1b" not in page.text

@@ -23,6 +23,7 @@ from hidra_cli.jobs.training.trainer import METRICS, MetaTrainer, Trained
 from hidra_cli.runs.checkpoint import load_checkpoint
 from hidra_cli.runs.directory import RunDir, create_run
 from hidra_cli.runs.model import load_model
+from hidra_cli.runs.records import StartRecord
 from hidra_cli.settings.layers import resolve
 from hidra_cli.settings.schema import Settings
 from hidra_cli.system.console import Console
@@ -87,7 +88,7 @@ def test_a_run_may_begin_with_the_weights_of_another(
     assert begun.keys() == best.keys()
     assert all(torch.equal(begun[name], best[name]) for name in best)
     digest = hashlib.sha256(first.best.read_bytes()).hexdigest()
-    assert second.start == {"start": {"checkpoint": str(first.best), "sha256": digest}}
+    assert second.start == StartRecord(checkpoint=str(first.best), sha256=digest)
     run = create_run(tmp_path, None, settings)
     second.run(run, Console(verbosity=-1))
     shutil.rmtree(first.path)
@@ -143,7 +144,7 @@ def test_the_best_checkpoint_is_the_best_on_validation_not_the_last(
     assert best < 20, "this rate was meant to break the model towards the end"
     assert load_checkpoint(run.best).meta["iteration"] == trained.best.iteration == best
     assert load_checkpoint(run.last).meta["iteration"] == 20
-    assert load_model(run.path, CPU).meta["iteration"] == best
+    assert load_model(run.path, CPU).meta.iteration == best
 
 
 def test_order_and_multi_step_loss_follow_the_iteration(tiny_images: PreparedImages) -> None:

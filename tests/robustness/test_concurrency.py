@@ -312,7 +312,7 @@ def test_runs_of_the_same_second_are_two_whole_runs(
             with run.metrics.open(newline="") as file:
                 assert [row["iteration"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
             assert run.result.is_file()
-            assert load_model(run.last, torch.device("cpu")).meta["iteration"] == 4
+            assert load_model(run.last, torch.device("cpu")).meta.iteration == 4
         (tmp_path / "go").unlink()
 
 
@@ -355,7 +355,7 @@ def test_a_run_can_be_evaluated_while_it_trains(
         done = hidra("evaluate", busy.path if number % 2 else busy.last, *few)
         assert done.code == 0, done.err
         for _ in range(60):  # as fast as can be: the last checkpoint is replaced at every step
-            iterations.add(load_model(busy.last, torch.device("cpu")).meta["iteration"])
+            iterations.add(load_model(busy.last, torch.device("cpu")).meta.iteration)
             load_model(busy.path, torch.device("cpu"))
     assert len(iterations) > 1, "no checkpoint was replaced meanwhile"
     training.process.terminate()

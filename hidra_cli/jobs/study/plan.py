@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hidra_cli.errors import UsageError
+from hidra_cli.runs.records import EvaluationResult
 from hidra_cli.settings.layers import Resolved, flatten, lay_over, nest, resolve
 from hidra_cli.settings.numbers import Numbers, format_numbers
-from hidra_cli.settings.schema import Settings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -169,18 +169,8 @@ def evaluate_flags(study: Study, training: Training) -> list[str]:
     return [*given, "--last-step"]
 
 
-def tested_flags(result: Mapping[str, Any]) -> list[str]:
+def tested_flags(result: EvaluationResult | None) -> list[str]:
     """The same flags, of the evaluation that wrote a result.json; none of a damaged one."""
-    try:
-        given = result["environment"]["command"][3:]
-    except (KeyError, TypeError):
-        return []
-    return [flag for flag in given if not str(flag).startswith(("--out=", "--cache-dir="))]
-
-
-def tested_settings(result: Mapping[str, Any]) -> Settings | None:
-    """The training settings of what an evaluation tested; None of a damaged result.json."""
-    try:
-        return Settings.model_validate(result["models"][0]["settings"])
-    except (KeyError, IndexError, TypeError, ValidationError):
-        return None
+    command = result.environment.command if result is not None else None
+    flags = command[3:] if command is not None else ()
+    return [flag for flag in flags if not flag.startswith(("--out=", "--cache-dir="))]

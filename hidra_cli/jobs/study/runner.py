@@ -53,13 +53,13 @@ class _Worker:
             UsageError: lists each changed setting, old and new.
         """
         from hidra_cli.errors import UsageError
-        from hidra_cli.jobs.study.plan import tested_settings
         from hidra_cli.jobs.training.resume import settings_of
         from hidra_cli.runs.directory import RunDir
-        from hidra_cli.runs.records import read_json
+        from hidra_cli.runs.records import EvaluationResult, record_or_none
         from hidra_cli.settings.changes import MAY_CHANGE, changes
 
-        before = tested_settings(read_json(self.tested / "result.json"))
+        result = record_or_none(self.tested / "result.json", EvaluationResult)
+        before = result.models[0].settings if result is not None and result.models else None
         if before is None and (self.run / "config.toml").exists():
             before = settings_of(RunDir(self.run))
         if before is None:
@@ -75,12 +75,13 @@ class _Worker:
     def command(self) -> list[str] | None:
         """What is to be done next; None where all is done."""
         from hidra_cli.jobs.study.plan import evaluate_flags, tested_flags
-        from hidra_cli.runs.records import read_json
+        from hidra_cli.runs.records import EvaluationResult, RunResult, record_or_none
 
         test = evaluate_flags(self.study, self.training)
-        if tested_flags(read_json(self.tested / "result.json")) == test:
+        if tested_flags(record_or_none(self.tested / "result.json", EvaluationResult)) == test:
             return None
-        if read_json(self.run / "result.json").get("iterations") == self.training.iterations:
+        trained = record_or_none(self.run / "result.json", RunResult)
+        if trained is not None and trained.iterations == self.training.iterations:
             flags = ["evaluate", str(self.run), *test, f"--out={self.tested}"]
         else:
             flags = self._training()

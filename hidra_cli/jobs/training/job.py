@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hidra_cli.jobs.device import join
 from hidra_cli.tasks.sources import open_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from hidra_cli.jobs.training.resume import Resumed
     from hidra_cli.jobs.training.trainer import MetaTrainer
     from hidra_cli.runs.directory import RunDir
+    from hidra_cli.runs.records import Environment, ScoreRecord, Session
     from hidra_cli.settings.schema import Settings
     from hidra_cli.system.console import Console
     from hidra_cli.system.distributed import ProcessGroup
@@ -106,11 +105,12 @@ def _train_and_test(
     resumed: Resumed | None,
     console: Console,
 ) -> None:
+    from hidra_cli.runs.records import Environment, RunResult
     from hidra_cli.system.files import write_json
     from hidra_cli.tasks.objective import CLASSIFICATION
 
     settings, group = trainer.settings, trainer.group
-    facts = _record_start(trainer, run, resumed, console) if group.main else {}
+    facts = _record_start(trainer, run, resumed, console) if group.main else Environment()
     if trainer.validation_ways != settings.tasks.ways:
         console.note(
             f"the validation split has fewer classes than --ways asks for: "
@@ -118,18 +118,17 @@ def _train_and_test(
         )
     trained = trainer.run(run, console)
     rate = trained.tasks_per_second
-    result: dict[str, Any] = {
-        "format_version": 1,
-        "run": str(run.path),
-        "iterations": settings.outer.iterations,
-        "skipped": trained.skipped,
-        "tasks_per_second": None if rate is None else round(rate, 2),
-        "best_validation": trained.best.to_json(trainer.objective),
-        "test": _test(run, trainer, test_episodes, console) if test_episodes else [],
-        "environment": facts,
-    }
+    result = RunResult(
+        run=str(run.path),
+        iterations=settings.outer.iterations,
+        skipped=trained.skipped,
+        tasks_per_second=None if rate is None else round(rate, 2),
+        best_validation=trained.best.record(trainer.objective),
+        test=_test(run, trainer, test_episodes, console) if test_episodes else (),
+        environment=facts,
+    )
     if group.main:
-        write_json(run.result, result)
+        write_json(run.result, result.to_json())
     if trained.skipped:
         console.warn(f"{trained.skipped} of {settings.outer.iterations} steps were skipped")
     speed = "" if rate is None else f"{rate:.1f} tasks/s; "
@@ -137,20 +136,21 @@ def _train_and_test(
     ways = ",".join(map(str, trainer.objective.default_ways))
     adapt = "   or   hidra adapt --ways 7" if trainer.objective is CLASSIFICATION else ""
     console.note(f"next: hidra evaluate {run.path} --ways {ways}{adapt}")
-    console.result(result)
+    console.result(result.to_json())
 
 
 def _record_start(
     trainer: MetaTrainer, run: RunDir, resumed: Resumed | None, console: Console
-) -> dict[str, Any]:
+) -> Environment:
     """Write what the run depends on, and say where it begins."""
     from hidra_cli.runs.environment import environment
-    from hidra_cli.runs.records import read_json
+    from hidra_cli.runs.records import Environment, Session, record_or_none
     from hidra_cli.system.files import write_atomically, write_json
 
-    facts = environment(trainer.device, trainer.plugins, trainer.group.size)
-    now = facts | {"strategy": trainer.strategy.name} | trainer.start
-    facts = now | {"dataset": dict(trainer.data.attributes)}
+    now = environment(trainer.device, trainer.plugins, trainer.group.size).model_copy(
+        update={"strategy": trainer.strategy.name, "start": trainer.start}
+    )
+    facts = now.model_copy(update={"dataset": dict(trainer.data.attributes)})
     if resumed is None:
         console.note(f"run {run.path}")
     else:
@@ -158,26 +158,26 @@ def _record_start(
         for warning in resumed.warnings:
             console.warn(warning)
         write_atomically(run.config, trainer.settings.to_toml().encode())
-        before = read_json(run.environment) or facts
-        earlier = before.get("resumed")
-        again = earlier if isinstance(earlier, list) else []
-        last = next((entry for entry in reversed(again) if isinstance(entry, dict)), before)
+        before = record_or_none(run.environment, Environment) or facts
+        sessions = before.resumed or ()
+        last = sessions[-1] if sessions else before
         if change := _changed_rounding(last, now, trainer.settings.outer.meta_batch):
             console.warn(f"{change}: from here on it is the same but for rounding")
-        facts = before | {"resumed": [*again, now | {"after_iteration": trainer.iteration}]}
-    write_json(run.environment, facts)
+        session = Session.model_validate(now.model_dump() | {"after_iteration": trainer.iteration})
+        facts = before.model_copy(update={"resumed": (*sessions, session)})
+    write_json(run.environment, facts.to_json())
     return facts
 
 
-def _changed_rounding(before: Mapping[str, Any], now: Mapping[str, Any], meta_batch: int) -> str:
+def _changed_rounding(before: Session, now: Session, meta_batch: int) -> str:
     """What makes the sums of a resumed run come in another order; "" where nothing does.
 
     A task on a thread of its own is computed as it is by the loop where that has one thread.
     """
 
-    def order(facts: Mapping[str, Any]) -> tuple[str, int, int]:
-        strategy, threads = str(facts.get("strategy", "loop")), int(facts.get("threads") or 1)
-        processes = int(facts.get("processes", 1))
+    def order(session: Session) -> tuple[str, int, int]:
+        strategy, threads = session.strategy or "loop", session.threads or 1
+        processes = session.processes or 1
         if strategy in ("threads", "processes"):
             at_once = min(threads, math.ceil(meta_batch / processes))
             return "loop", threads // at_once, processes
@@ -185,19 +185,19 @@ def _changed_rounding(before: Mapping[str, Any], now: Mapping[str, Any], meta_ba
 
     if order(before) != order(now):
         then, here = (
-            f"{facts.get('processes', 1)} process(es) of {facts.get('threads')} threads and "
-            f"--strategy {facts.get('strategy', 'loop')}"
-            for facts in (before, now)
+            f"{session.processes or 1} process(es) of {session.threads} threads and "
+            f"--strategy {session.strategy or 'loop'}"
+            for session in (before, now)
         )
         return f"the run was at work with {then}, now with {here} (OMP_NUM_THREADS sets threads)"
-    if before.get("kernels", False) != now["kernels"]:
-        return "the compiled kernels are " + ("here now" if now["kernels"] else "no longer here")
+    if bool(before.kernels) != bool(now.kernels):
+        return "the compiled kernels are " + ("here now" if now.kernels else "no longer here")
     return ""
 
 
 def _test(
     run: RunDir, trainer: MetaTrainer, sampler: Sampler, console: Console
-) -> list[dict[str, Any]]:
+) -> tuple[ScoreRecord, ...]:
     """Test the best checkpoint over ways: the table that ends a run."""
     from hidra_cli.jobs.evaluate import evaluate_plan
     from hidra_cli.runs.model import load_model
@@ -215,7 +215,7 @@ def _test(
         every_step=False,
         group=trainer.group,
     )
-    cells = [cell.to_json() for cell in found]
+    rows = tuple(cell.record() for cell in found)
     chance = objective is CLASSIFICATION
     console.table(
         f"Test {objective.metric} of {settings.model.head} on {trainer.data.dataset}, "
@@ -223,11 +223,11 @@ def _test(
         ["ways", objective.heading, *(["chance, %"] if chance else [])],
         [
             [
-                str(c["ways"]),
-                objective.interval(c[objective.key], c["interval"]),
-                *([f"{100 / c['ways']:.1f}"] if chance else []),
+                str(row.ways),
+                objective.interval(row.score, row.interval),
+                *([f"{100 / row.ways:.1f}"] if chance else []),
             ]
-            for c in cells
+            for row in rows
         ],
     )
-    return cells
+    return rows

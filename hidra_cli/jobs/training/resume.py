@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hidra_cli.errors import DataError, UsageError
-from hidra_cli.runs.checkpoint import Checkpoint, check_entries, load_checkpoint
+from hidra_cli.runs.checkpoint import Checkpoint, load_checkpoint
 from hidra_cli.runs.directory import RunDir
 from hidra_cli.runs.environment import used_plugins
-from hidra_cli.runs.model import described
+from hidra_cli.runs.model import restore_learner
+from hidra_cli.runs.records import RunResult, record_or_none
 from hidra_cli.settings.changes import check_resumable
 from hidra_cli.settings.layers import Resolved, resolve
 from hidra_cli.settings.schema import Settings
@@ -37,7 +38,7 @@ class Resumed:
 
     @property
     def iteration(self) -> int:
-        return int(self.checkpoint.meta["iteration"]) if self.checkpoint else 0
+        return self.checkpoint.model_meta.iteration if self.checkpoint else 0
 
 
 def resume(
@@ -48,13 +49,14 @@ def resume(
     Raises:
         UsageError: a setting differs from the run's, or it is longer already than asked.
         DataError: it has checkpoints, and none is whole.
-        PluginError, RunError: as `models.described`.
+        PluginError, RunError: as `restore_learner`.
     """
     checkpoint, damage = newest_checkpoint(run)
     if checkpoint is None:
         before = settings_of(run)
     else:
-        before, *_ = described(checkpoint)
+        before = checkpoint.model_meta.settings
+        restore_learner(checkpoint, checkpoint.model_meta, before)
     base = (f"run {run.path.name}", before.model_dump(exclude_none=True))
     now = resolve(flags, config=config, preset=preset, base=base)
     check_resumable(before, now)
@@ -85,7 +87,7 @@ def newest_checkpoint(run: RunDir) -> tuple[Checkpoint | None, str]:
             continue
         try:
             checkpoint = load_checkpoint(path)
-            check_entries(checkpoint, iteration=int)
+            _ = checkpoint.model_meta  # checked
         except DataError as error:
             damage.append(error)
             continue
@@ -116,12 +118,12 @@ def settings_of(run: RunDir) -> Settings:
 
 def _changed_plugins(checkpoint: Checkpoint, settings: Settings) -> list[str]:
     """Versions that differ from those the run was begun with."""
-    recorded = checkpoint.meta["plugins"]
+    recorded = checkpoint.model_meta.plugins
     return [
-        f"the {kind} '{now['name']}' is of {now['distribution']} {now['version']} now, "
-        f"the run was begun with {recorded[kind]['version']}"
+        f"the {kind} '{now.name}' is of {now.distribution} {now.version} now, "
+        f"the run was begun with {recorded[kind].version}"
         for kind, now in used_plugins(settings).items()
-        if recorded.get(kind, now) != now
+        if recorded[kind] != now
     ]
 
 
@@ -154,8 +156,6 @@ def _resumed(
 
 def _is_finished(resumed: Resumed) -> bool:
     """Whether nothing is left to do: no step, and no test."""
-    from hidra_cli.runs.records import read_json
-
     wanted = resumed.settings.settings.outer.iterations
-    tested = read_json(resumed.run.result).get("iterations")
-    return resumed.iteration == wanted == tested
+    result = record_or_none(resumed.run.result, RunResult)
+    return result is not None and resumed.iteration == wanted == result.iterations

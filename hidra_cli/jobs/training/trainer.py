@@ -38,6 +38,7 @@ from hidra_cli.runs.environment import used_plugins
 from hidra_cli.runs.metrics import MetricsFile, NoMetrics, open_metrics
 from hidra_cli.runs.model import begin_with, inner_loop
 from hidra_cli.runs.plugin_check import check_learner
+from hidra_cli.runs.records import CheckpointMeta, StartRecord, ValidationRecord
 from hidra_cli.runs.scores import interval
 from hidra_cli.settings.schema import OuterSettings, Settings
 from hidra_cli.system.console import Advance, Console
@@ -77,13 +78,14 @@ class Validation:
     score: float
     interval: float
 
-    def to_json(self, objective: Objective) -> dict[str, Any]:
+    def record(self, objective: Objective) -> ValidationRecord:
         """The score under the name of its metric."""
-        return {
-            "iteration": self.iteration,
-            objective.key: self.score,
-            "interval": self.interval,
-        }
+        return ValidationRecord(
+            iteration=self.iteration,
+            metric=objective.key,
+            score=self.score,
+            interval=self.interval,
+        )
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,9 @@ class MetaTrainer:
         learner = build_learner(
             settings, data.image_shape, max(tasks.ways), restoring=restoring or chosen is not None
         )
-        self.start: dict[str, Any] = {}  # which weights the run begins with, for environment.json
+        self.start: StartRecord | None = None
         if chosen is not None:
-            self.start["start"] = begin_with(learner, settings, Path(chosen))
+            self.start = begin_with(learner, settings, Path(chosen))
         check_learner(learner, settings.model, data.image_shape, min(tasks.ways))
         self.learner: Learner = learner.to(device)
         keep_freed_memory()
@@ -199,24 +201,22 @@ class MetaTrainer:
             DataError: the checkpoint is of other images, or an entry is missing or wrong.
             RunError: its weights do not fit.
         """
-        meta = checkpoint.meta
-        if meta.get("dataset_hash") != self.data.content_hash:
+        meta = checkpoint.model_meta
+        if meta.dataset_hash != self.data.content_hash:
             raise DataError(
                 f"the tasks of {self.data.dataset} are not those that {checkpoint.path} was "
                 "trained on",
                 why=f"{self.data.place} has other content now",
                 fix="prepare the dataset from the same source again, or begin a new run",
             )
-        load_weights(self.learner, checkpoint)
+        load_weights(self.learner, checkpoint, meta)
         restore_optimizer(self.optimizer, self.names, checkpoint)
-        try:
-            if (best := meta["best"]) is not None:
-                numbers = float(best[self.objective.key]), float(best["interval"])
-                self.best = Validation(int(best["iteration"]), *numbers)
-            self.iteration = self._saved_at = int(meta["iteration"])
-            self.skipped, self.skipped_in_a_row = map(int, meta["skipped"])
-        except (KeyError, TypeError, ValueError, OverflowError) as exc:
-            raise incomplete(checkpoint, exc) from exc
+        if (best := meta.best) is not None:
+            if best.metric != self.objective.key:
+                raise incomplete(checkpoint, f"best: it has no {self.objective.key}")
+            self.best = Validation(best.iteration, best.score, best.interval)
+        self.iteration = self._saved_at = meta.iteration
+        self.skipped, self.skipped_in_a_row = meta.skipped
 
     @property
     def outer_scale(self) -> float:
@@ -462,21 +462,21 @@ class MetaTrainer:
             return
         tensors = {f"model.{name}": value for name, value in self.learner.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer, self.names)
-        meta = {
-            "settings": self.settings.model_dump(),
-            "plugins": self.plugins,
-            "problem": self.objective.name,
-            "image_shape": self.data.image_shape,
-            "max_ways": max(self.settings.tasks.ways),
-            "dataset_hash": self.data.content_hash,
-            "store": Path(self.data.place).name,
-            "invert": self.data.attributes["invert"] == "True",
-            "preprocessing": json.loads(self.data.attributes.get("preprocessing", "null")),
-            "iteration": self.iteration,
-            "best": self.best.to_json(self.objective) if self.best else None,
-            "skipped": [self.skipped, self.skipped_in_a_row],
-        }
-        write_atomically(path, checkpoint_bytes(tensors, meta), keep_old_as=keep_old_as)
+        meta = CheckpointMeta(
+            settings=self.settings,
+            plugins=self.plugins,
+            problem=self.objective.name,
+            image_shape=self.data.image_shape,
+            max_ways=max(self.settings.tasks.ways),
+            dataset_hash=self.data.content_hash,
+            store=Path(self.data.place).name,
+            invert=self.data.attributes["invert"] == "True",
+            preprocessing=json.loads(self.data.attributes.get("preprocessing", "null")),
+            iteration=self.iteration,
+            best=self.best.record(self.objective) if self.best else None,
+            skipped=(self.skipped, self.skipped_in_a_row),
+        )
+        write_atomically(path, checkpoint_bytes(tensors, meta.to_json()), keep_old_as=keep_old_as)
 
     def _with_last_good(self, error: RunError, run: RunDir) -> RunError:
         kept = next((path for path in (run.last, run.previous) if path.is_file()), None)
