@@ -153,9 +153,8 @@ def _placeholder(kind: Any) -> str:
 
 def _split_default(text: str | None) -> tuple[str, str | None]:
     """The meaning, and the default that a help text ends with; see `flags.with_default`."""
-    text = re.sub(r"\[/?dim\]|\\(?=\[)|default: ", "", text or "")
-    match = re.fullmatch(r"(.*?)\s*\[([^\[\]]+)\]", text, re.DOTALL)
-    return (match[1], match[2]) if match else (text, None)
+    match = re.fullmatch(r"(.*?) \[dim\]\\\[default: (.*)\]\[/dim\]", text or "", re.DOTALL)
+    return (match[1], match[2]) if match else (text or "", None)
 
 
 def _default(value: Any) -> str:

@@ -20,27 +20,36 @@ if TYPE_CHECKING:
     from hidra_cli.jobs.adapt import Wish
     from hidra_cli.jobs.classifier import Kept
     from hidra_cli.runs.model import TrainedModel
+    from hidra_cli.system.console import Console
 
 _OWN, _DRAWN = "Own pictures", "A task drawn from a dataset"
 
 
+@flags.with_console
 def adapt(
+    console: Console,
     ways: Annotated[
-        int | None, typer.Option(help="Classes of the task. [5, or as trained]")
+        int | None,
+        typer.Option(help=flags.with_default("Classes of the task.", "5, or as trained")),
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(help="Support images per class. [as trained]")
+        int | None, typer.Option(help=flags.with_default("Support images per class.", "as trained"))
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="A run directory or checkpoint. [the latest run, else omniglot-any]",
+            help=flags.with_default(
+                "A run directory or checkpoint.", "the latest run, else omniglot-any"
+            ),
             autocompletion=completion.run_paths,
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Inner steps. [chosen by held-out pictures, or as trained]", min=0),
+        typer.Option(
+            help=flags.with_default("Inner steps.", "chosen by held-out pictures, or as trained"),
+            min=0,
+        ),
     ] = None,
     support: Annotated[
         Path | None,
@@ -53,7 +62,9 @@ def adapt(
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="CSV or JSON label file of --support. [labels.csv or .json in it]",
+            help=flags.with_default(
+                "CSV or JSON label file of --support.", "labels.csv or .json in it"
+            ),
             rich_help_panel=_OWN,
         ),
     ] = None,
@@ -97,10 +108,6 @@ def adapt(
     out: flags.Out = None,
     runs_dir: flags.RunsDir = None,
     cache_dir: flags.CacheDir = None,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Learn a task, show how well, and save the classifier.
 
@@ -127,7 +134,6 @@ def adapt(
     from hidra_cli.jobs.classifier import load_base
     from hidra_cli.runs.model import load_model
 
-    console = flags.make_console(json_output, quiet, verbose)
     where = resolve_device(device or "auto")
     wish = Wish(where, steps, ways, shots, out, not forget, console)
     if support is None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hidra_cli.commands import completion, flags
 
+if TYPE_CHECKING:
+    from hidra_cli.system.console import Console
 
+
+@flags.with_console
 def average(
+    console: Console,
     runs: Annotated[
         list[Path],
         typer.Argument(
@@ -18,10 +23,6 @@ def average(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The file.")] = Path("average.safetensors"),
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Average the weights of models that were trained on from one start, into one checkpoint.
 
@@ -40,7 +41,6 @@ def average(
     from hidra_cli.runs.checkpoint import save_checkpoint
     from hidra_cli.system.files import check_other_file
 
-    console = flags.make_console(json_output, quiet, verbose)
     tensors, meta, found = average_models(runs)
     check_other_file(out, "one of the models", *(one.path for one in found))
     save_checkpoint(out, tensors, meta.to_json())

@@ -11,27 +11,32 @@ import typer
 from hidra_cli.commands import completion, flags
 
 if TYPE_CHECKING:
-    pass
+    from hidra_cli.system.console import Console
 
 
+@flags.with_console
 def evaluate(
+    console: Console,
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Run directories or checkpoints. [the latest run]",
+            help=flags.with_default("Run directories or checkpoints.", "the latest run"),
             show_default=False,
             autocompletion=completion.run_paths,
         ),
     ] = None,
     ways: Annotated[
-        str | None, typer.Option(help="Classes per task: 5, 2-20 or 2,5. [2,5,10,20]")
+        str | None,
+        typer.Option(help=flags.with_default("Classes per task: 5, 2-20 or 2,5.", "2,5,10,20")),
     ] = None,
     shots: Annotated[
-        str | None, typer.Option(help="Support images per class. [as trained]")
+        str | None, typer.Option(help=flags.with_default("Support images per class.", "as trained"))
     ] = None,
     queries: Annotated[int, typer.Option(help="Query images per class.", min=1)] = 15,
     episodes: Annotated[int, typer.Option(help="Episodes per number of ways.", min=2)] = 600,
-    steps: Annotated[int | None, typer.Option(help="Inner steps. [as trained]", min=0)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help=flags.with_default("Inner steps.", "as trained"), min=0)
+    ] = None,
     every_step: Annotated[
         bool,
         typer.Option(
@@ -41,7 +46,9 @@ def evaluate(
     ] = True,
     normalization: Annotated[
         Literal["support", "tasknorm", "transductive", "none"] | None,
-        typer.Option(help="Where statistics come from. [as trained]", show_default=False),
+        typer.Option(
+            help=flags.with_default("Where statistics come from.", "as trained"), show_default=False
+        ),
     ] = None,
     split: flags.Split = "test",
     within_groups: Annotated[
@@ -67,10 +74,6 @@ def evaluate(
     out: flags.Out = None,
     runs_dir: flags.RunsDir = None,
     cache_dir: flags.CacheDir = None,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Evaluate one model, or compare several on the same episodes.
 
@@ -102,10 +105,9 @@ def evaluate(
     from hidra_cli.runs.model import load_model
     from hidra_cli.runs.records import EvaluationResult
     from hidra_cli.runs.scores import compare
-    from hidra_cli.system.torchrun import this_rank
     from hidra_cli.tasks.sources import open_tasks
 
-    console = flags.make_console(json_output, quiet, verbose, main=this_rank().main)
+    console = flags.of_first_process(console)
     with contextlib.ExitStack() as stack:
         where, group = join(device or "auto", console, stack)
         chosen = runs or [latest_run(runs_dir_of(runs_dir))]

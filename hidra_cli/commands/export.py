@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from hidra_cli.commands import flags
 
+if TYPE_CHECKING:
+    from hidra_cli.system.console import Console
+
 Format = Literal["onnx", "pt2"]
 
 
+@flags.with_console
 def export(
+    console: Console,
     classifier: Annotated[Path, typer.Argument(help="A classifier of `hidra adapt`.")],
     form: Annotated[
         Format | None,
-        typer.Option("--format", help="onnx, or pt2 (torch.export). [as --out is called, or onnx]"),
+        typer.Option(
+            "--format",
+            help=flags.with_default("onnx, or pt2 (torch.export).", "as --out is called, or onnx"),
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The file. [beside the classifier, called alike]")
+        Path | None,
+        typer.Option(help=flags.with_default("The file.", "beside the classifier, called alike")),
     ] = None,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Write a classifier as a program that runs without hidra: images in, probabilities out.
 
@@ -41,7 +46,6 @@ def export(
     from hidra_cli.runs.checkpoint import load_checkpoint
     from hidra_cli.system.files import check_other_file, write_atomically
 
-    console = flags.make_console(json_output, quiet, verbose)
     form = form or ("pt2" if out is not None and out.suffix == ".pt2" else "onnx")
     target = out or classifier.with_suffix(f".{form}")
     check_other_file(target, "the classifier itself", classifier)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec
 
 import typer
 
@@ -13,17 +17,26 @@ if TYPE_CHECKING:
     from hidra_cli.settings.schema import DatasetSettings
     from hidra_cli.system.console import Console
 
+P = ParamSpec("P")
+
 
 def with_default(text: str, default: str) -> str:
     """A help text and what holds without the flag, where the flag's own default does not say it."""
     return rf"{text} [dim]\[default: {default}][/dim]"  # rich takes a bare [word] for markup
 
 
+def _switch(name: str, help: str, *spellings: str) -> Parameter:
+    annotation: Any = Annotated[bool, typer.Option(*spellings, help=help)]
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=annotation)
+
+
+_OUTPUT = (
+    _switch("json_output", "Print one JSON object instead of tables.", "--json"),
+    _switch("quiet", "Only errors and results.", "--quiet", "-q"),
+    _switch("verbose", "Say more.", "--verbose", "-v"),
+    _switch("debug", "Show the traceback of an error.", "--debug"),  # `main` reads it, for all
+)
 _SETTING = {setting.key: setting for setting in SETTINGS}
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and results.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 CacheDir = Annotated[
     Path | None,
     typer.Option(
@@ -50,14 +63,49 @@ Split = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Folder for the result files.")]
 
 
-def make_console(json_output: bool, quiet: bool, verbose: bool, *, main: bool = True) -> Console:
-    """What a command speaks through; of several processes that share it, only the main one does."""
-    from hidra_cli.system.console import Silence
-    from hidra_cli.system.terminal import Terminal
+def with_console(command: Callable[Concatenate[Console, P], None]) -> Callable[..., None]:
+    """Give a command --json, --quiet, --verbose and --debug, and a console that follows them."""
 
-    if not main:
-        return Silence()
-    return Terminal(json_output=json_output, verbosity=-1 if quiet else int(verbose))
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from hidra_cli.system.terminal import Terminal
+
+        json_output, quiet, verbose, _ = (bool(kwargs.pop(flag.name)) for flag in _OUTPUT)
+        console = Terminal(json_output=json_output, verbosity=-1 if quiet else int(verbose))
+        command(console, *args, **kwargs)
+
+    return with_parameters(run, [*parameters_of(command, without="console"), *_OUTPUT])
+
+
+def parameters_of(command: Callable[..., Any], *, without: str) -> list[Parameter]:
+    """The parameters of a command, but for the one that a decorator passes.
+
+    Their types are evaluated, that one's not: only the type checker may know it.
+    """
+    return [
+        parameter.replace(annotation=eval(parameter.annotation, command.__globals__))
+        if isinstance(parameter.annotation, str)
+        else parameter
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.name != without
+    ]
+
+
+def with_parameters(
+    command: Callable[..., None], parameters: Sequence[Parameter]
+) -> Callable[..., None]:
+    """A command for which Typer makes flags of these parameters."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def of_first_process(console: Console) -> Console:
+    """The console; silence in all but the first of several processes that share a command."""
+    from hidra_cli.system.console import Silence
+    from hidra_cli.system.torchrun import this_rank
+
+    return console if this_rank().main else Silence()
 
 
 def another_dataset(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hidra_cli.commands import flags
 
+if TYPE_CHECKING:
+    from hidra_cli.system.console import Console
 
+
+@flags.with_console
 def info(
+    console: Console,
     cache_dir: flags.CacheDir = None,
     runs_dir: flags.RunsDir = None,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Show versions, devices, caches and prepared datasets."""
     import torch
@@ -22,7 +25,6 @@ def info(
     from hidra_cli.runs.environment import environment
     from hidra_cli.runs.locate import latest_run, runs_dir_of, shipped_models
 
-    console = flags.make_console(json_output, quiet, verbose=False)
     cache = resolve_cache(cache_dir)
     runs = runs_dir_of(runs_dir)
     try:

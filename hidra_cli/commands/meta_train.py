@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 @with_setting_flags
+@flags.with_console
 def meta_train(
+    console: Console,
     setting_flags: Mapping[str, Any],
     resume: Annotated[
         str | None,
@@ -51,10 +53,6 @@ def meta_train(
             show_default=False,
         ),
     ] = False,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Meta-train a model and test it.
 
@@ -76,7 +74,7 @@ def meta_train(
     from hidra_cli.settings.layers import resolve
     from hidra_cli.system.torchrun import this_rank
 
-    console = flags.make_console(json_output, quiet, verbose, main=this_rank().main)
+    console = flags.of_first_process(console)
     place = runs_dir_of(runs_dir)
     with contextlib.ExitStack() as stack:
         resumed = None

@@ -11,6 +11,7 @@ from hidra_cli.commands import completion, flags
 
 if TYPE_CHECKING:
     from hidra_cli.jobs.new_plugin import Skeleton
+    from hidra_cli.system.console import Console
 
 app = typer.Typer(
     help="List, inspect and begin backbones, heads and datasets.", no_args_is_help=True
@@ -18,18 +19,14 @@ app = typer.Typer(
 
 
 @app.command("list")
-def list_plugins(
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
-) -> None:
+@flags.with_console
+def list_plugins(console: Console) -> None:
     """List every installed plugin, without importing any.
 
     Next: hidra plugins show head:hidra
     """
     from hidra_cli.api.registry import KINDS, plugins
 
-    console = flags.make_console(json_output, quiet, verbose=False)
     found = [plugin for kind in KINDS for plugin in plugins(kind)]
     console.table(
         "Plugins",
@@ -53,16 +50,15 @@ def list_plugins(
 
 
 @app.command("show")
+@flags.with_console
 def show(
+    console: Console,
     plugin: Annotated[
         str,
         typer.Argument(
             help="KIND:NAME, for example head:hidra.", autocompletion=completion.kinds_and_plugins
         ),
     ],
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Show a plugin's distribution, abilities, options and whether it loads.
 
@@ -78,7 +74,6 @@ def show(
     from hidra_cli.api.options import options
     from hidra_cli.errors import UsageError, nearest
 
-    console = flags.make_console(json_output, quiet, verbose=False)
     kind, colon, name = plugin.partition(":")
     if not colon or kind not in registry.KINDS:
         raise UsageError(
@@ -130,15 +125,17 @@ def show(
 
 
 @app.command("new")
+@flags.with_console
 def new(
+    console: Console,
     kind: Annotated[Literal["head", "backbone", "dataset"], typer.Argument(help="What to begin.")],
     name: Annotated[str, typer.Argument(help="Its name, for example prototype.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder to make. [./hidra-NAME-KIND]", show_default=False)
+        Path | None,
+        typer.Option(
+            help=flags.with_default("Folder to make.", "./hidra-NAME-KIND"), show_default=False
+        ),
     ] = None,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Write a package with a plugin that works as it is, to begin one's own from.
 
@@ -156,7 +153,6 @@ def new(
 
     from hidra_cli.jobs.new_plugin import Skeleton
 
-    console = flags.make_console(json_output, quiet, verbose=False)
     skeleton = Skeleton(kind, name)
     _check_free(skeleton)
     folder = (out or Path(skeleton.distribution)).expanduser()

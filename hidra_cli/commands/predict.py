@@ -19,7 +19,9 @@ NONE_OF_THESE = "none of these"
 MOST_ROWS = 200  # of the table; the other formats have no end
 
 
+@flags.with_console
 def predict(
+    console: Console,
     classifier: Annotated[Path, typer.Argument(help="A classifier of `hidra adapt`.")],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     top_k: Annotated[int, typer.Option("--top-k", help="Labels to show per picture.", min=1)] = 1,
@@ -36,18 +38,16 @@ def predict(
     none_below: Annotated[
         float | None,
         typer.Option(
-            help="Say 'none of these' where no class has this probability; of sigmoid classifiers. "
-            "[0.5]",
+            help=flags.with_default(
+                "Say 'none of these' where no class has this probability; of sigmoid classifiers.",
+                "0.5",
+            ),
             min=0,
             max=1,
             show_default=False,
         ),
     ] = None,
     device: flags.Device = None,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Label pictures: class and probability, for one picture or thousands.
 
@@ -65,7 +65,6 @@ def predict(
     from hidra_cli.images.own_pictures import pictures_in
     from hidra_cli.jobs.classifier import load_classifier
 
-    console = flags.make_console(json_output, quiet, verbose)
     chosen = load_classifier(classifier, resolve_device(device or "auto"))
     least = _least_probability(none_below, chosen.learner.loss_name)
     paths = pictures_in(pictures)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from hidra_cli.system.console import Console
 
 
+@flags.with_console
 def prepare(
+    console: Console,
     dataset: Annotated[
         str,
         typer.Argument(
@@ -26,12 +28,9 @@ def prepare(
     cache_dir: flags.CacheDir = None,
     force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Decoding processes. [one per core]")
+        int | None,
+        typer.Option(min=1, help=flags.with_default("Decoding processes.", "one per core")),
     ] = None,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Decode a dataset once into a file that every run reads.
 
@@ -55,7 +54,6 @@ def prepare(
     from hidra_cli.settings.layers import parse_assignments
     from hidra_cli.settings.schema import DatasetSettings
 
-    console = flags.make_console(json_output, quiet, verbose)
     options = parse_assignments(data_opt or [], "--data-opt")
     choice = choose_dataset(DatasetSettings(name=dataset, source=source, options=options))
     begun = time.monotonic()

@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hidra_cli.commands import completion, flags
 
+if TYPE_CHECKING:
+    from hidra_cli.system.console import Console
+
 app = typer.Typer(help="List and show the settings that ship with hidra.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_presets(
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
-) -> None:
+@flags.with_console
+def list_presets(console: Console) -> None:
     """List every preset and what it is for.
 
     Next: hidra presets show NAME
     """
     from hidra_cli.settings.presets import preset_names, preset_text, summary_of
 
-    console = flags.make_console(json_output, quiet, verbose=False)
     found = [(name, summary_of(preset_text(name))) for name in preset_names()]
     console.table("Presets", ["name", "what"], found, left=2)
     console.result({"presets": [{"name": name, "summary": what} for name, what in found]})
 
 
 @app.command("show")
+@flags.with_console
 def show(
+    console: Console,
     name: Annotated[
         str, typer.Argument(help="Name of a preset.", autocompletion=completion.presets)
     ],
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Print a preset as the TOML file it is, with its comments.
 
@@ -52,7 +50,6 @@ def show(
 
     from hidra_cli.settings.presets import preset_text, summary_of
 
-    console = flags.make_console(json_output, quiet, verbose=False)
     text = preset_text(name)
     console.raw(text)
     console.result(

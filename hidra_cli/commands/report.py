@@ -18,28 +18,40 @@ MOST_RUNS = 12
 USUAL_EPISODES = 100
 
 
+@flags.with_console
 def report(
+    console: Console,
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Run directories. [the latest run]",
+            help=flags.with_default("Run directories.", "the latest run"),
             show_default=False,
             autocompletion=completion.run_paths,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File of the page. [RUN/report.html; of several FIRST/comparison.html]"),
+        typer.Option(
+            help=flags.with_default(
+                "File of the page.", "RUN/report.html; of several FIRST/comparison.html"
+            )
+        ),
     ] = None,
     ways: Annotated[
         str | None,
-        typer.Option(help="Measure now at these: 5, 2-20 or 2,5. [2,5,10; of several runs 5]"),
+        typer.Option(
+            help=flags.with_default(
+                "Measure now at these: 5, 2-20 or 2,5.", "2,5,10; of several runs 5"
+            )
+        ),
     ] = None,
     episodes: Annotated[
         int | None,
         typer.Option(
-            help="Episodes per number of ways to measure now; 0: none. [100 where several runs "
-            "are compared or a run has no test results]",
+            help=flags.with_default(
+                "Episodes per number of ways to measure now; 0: none.",
+                "100 where several runs are compared or a run has no test results",
+            ),
             min=0,
             show_default=False,
         ),
@@ -47,10 +59,6 @@ def report(
     device: flags.Device = None,
     runs_dir: flags.RunsDir = None,
     cache_dir: flags.CacheDir = None,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Write a page with curves, test accuracy and example tasks: one HTML file, works offline.
 
@@ -67,7 +75,6 @@ def report(
     from hidra_cli.runs.locate import latest_run, runs_dir_of
     from hidra_cli.system.files import write_atomically
 
-    console = flags.make_console(json_output, quiet, verbose)
     numbers = _checked(runs or [], ways, episodes)
     where = resolve_device(device or "auto")
     chosen = runs or [latest_run(runs_dir_of(runs_dir))]

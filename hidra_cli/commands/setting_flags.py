@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from inspect import Parameter
 from typing import Annotated, Any, Concatenate, ParamSpec
@@ -23,8 +22,8 @@ def with_setting_flags(
 ) -> Callable[..., None]:
     """Give a command a flag for every setting, before the flags of its own.
 
-    What was typed is its first argument, as a layer for `resolve`: dotted key → text, or a table of
-    a plugin's options.
+    What was typed is its argument `setting_flags`, as a layer for `resolve`: dotted key → text, or
+    a table of a plugin's options.
     """
 
     @functools.wraps(command)
@@ -32,10 +31,8 @@ def with_setting_flags(
         typed = [(setting, kwargs.pop(parameter_name(setting), None)) for setting in SETTINGS]
         command(_layer(typed), *args, **kwargs)
 
-    own = inspect.signature(command, eval_str=True)
-    parameters = [*map(_parameter, SETTINGS), *list(own.parameters.values())[1:]]
-    with_flags.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return with_flags
+    own = flags.parameters_of(command, without="setting_flags")
+    return flags.with_parameters(with_flags, [*map(_parameter, SETTINGS), *own])
 
 
 def _layer(typed: list[tuple[Setting, Any]]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from hidra_cli.system.console import Console
 
 
+@flags.with_console
 def study(
+    console: Console,
     file: Annotated[Path, typer.Argument(help="A TOML file that describes the study.")],
     jobs: Annotated[
         int, typer.Option(help="Runs at a time; they share the cores.", min=1, max=1024)
@@ -25,13 +27,10 @@ def study(
         bool, typer.Option("--dry-run", help="Check the file and list its runs.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of its runs and results. [studies/NAME]")
+        Path | None,
+        typer.Option(help=flags.with_default("Folder of its runs and results.", "studies/NAME")),
     ] = None,
     cache_dir: flags.CacheDir = None,
-    json_output: flags.Json = False,
-    quiet: flags.Quiet = False,
-    verbose: flags.Verbose = False,
-    debug: flags.Debug = False,
 ) -> None:
     """Train and test all models of a study; run it again, and it goes on where it was.
 
@@ -47,7 +46,6 @@ def study(
     from hidra_cli.jobs.study.runner import _work, _Worker
     from hidra_cli.system.files import made
 
-    console = flags.make_console(json_output, quiet, verbose)
     chosen = load_study(file)
     runs = list(trainings(chosen))
     place = out or Path("studies") / file.stem
