@@ -108,21 +108,43 @@ def of_first_process(console: Console) -> Console:
     return console if this_rank().main else Silence()
 
 
+def models_or_latest(models: list[Path] | None, runs_dir: Path | None) -> list[Path]:
+    """The runs or checkpoints that a command names, or else the latest run."""
+    from hidra_cli.runs.locate import latest_run, runs_dir_of
+
+    return models or [latest_run(runs_dir_of(runs_dir))]
+
+
+def numbers(flag: str, text: str | None, *, least: int = 1) -> tuple[int, ...] | None:
+    """The numbers that a flag such as --ways lists: 5, 2-20 or 2,5."""
+    from hidra_cli.errors import UsageError
+    from hidra_cli.settings.numbers import parse_numbers
+
+    try:
+        values = None if text is None else parse_numbers(text)
+        if values is not None and values[0] < least:
+            raise ValueError(f"{values[0]} is less than {least}")
+    except ValueError as exc:
+        raise UsageError(
+            f"{flag} {text} cannot be used",
+            why=str(exc),
+            fix=f"{flag} 5, {flag} 2-20 or {flag} 2,5",
+        ) from exc
+    return values
+
+
+def assignments(flag: str, pairs: list[str] | None) -> dict[str, str]:
+    """The names and values of a flag such as --data-opt NAME=VALUE, which may be repeated."""
+    from hidra_cli.settings.layers import parse_assignments
+
+    return parse_assignments(pairs or [], flag)
+
+
 def another_dataset(
     trained_on: DatasetSettings, name: str | None, source: str | None, data_opt: list[str] | None
 ) -> DatasetSettings:
     """The dataset the flags name, or else the one a model was trained on."""
-    from hidra_cli.errors import UsageError
-    from hidra_cli.settings.layers import parse_assignments
-    from hidra_cli.settings.schema import DatasetSettings
+    from hidra_cli.settings import layers
 
-    if name is not None:
-        options = parse_assignments(data_opt or [], "--data-opt")
-        return DatasetSettings(name=name, source=source, options=options)
-    if source is not None or data_opt:
-        raise UsageError(
-            "--source and --data-opt describe another dataset, but --dataset names none",
-            why=f"without --dataset the model's own is used: {trained_on.name}",
-            fix=f"add --dataset {trained_on.name}, or leave them out",
-        )
-    return trained_on
+    options = assignments("--data-opt", data_opt)
+    return layers.another_dataset(trained_on, name, source, options)

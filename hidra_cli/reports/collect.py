@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hidra_cli.errors import HidraError, UsageError
+from hidra_cli.errors import HidraError
 from hidra_cli.images.open import open_images
 from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.jobs.evaluate import able_ways, distinct_names
 from hidra_cli.reports.run_facts import Measurement, RunFacts, protocol
 from hidra_cli.reports.solved_tasks import SEED, SolvedTask, measure, shown_ways, solve
 from hidra_cli.runs.model import TrainedModel, load_model
@@ -71,7 +72,7 @@ def collect(
         ways: to measure at, instead of the usual ones.
         episodes: to measure on; 0: none.
     """
-    names = _distinct([facts.name for facts in runs])
+    names = distinct_names([facts.name for facts in runs])
     notes: list[str] = []
     opened: dict[str, PreparedImages] = {}
 
@@ -92,13 +93,6 @@ def collect(
     if usable and episodes:
         measured, differences = _measured(usable, ways, episodes, device, console, notes)
     return Report(names, runs, tasks, measured, differences, notes)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    return [
-        f"{name} #{index + 1}" if names.count(name) > 1 else name
-        for index, name in enumerate(names)
-    ]
 
 
 def _load(
@@ -172,15 +166,9 @@ def _measured(
 def _plan(
     model: TrainedModel, ways: Sequence[int], images: PreparedImages, notes: list[str]
 ) -> list[tuple[TrainedModel, int]]:
-    """The numbers of ways that a model can do."""
-    able, refusal = [], ""
-    for n in ways:
-        try:
-            model.check((n,), images.image_shape)
-            able.append((model, n))
-        except UsageError as exc:
-            refusal = _reason(exc)
-    if refusal:
-        done = ", ".join(str(n) for _, n in able) or "no number of"
-        notes.append(f"{model.name}: measured at {done} ways. {refusal}")
-    return able
+    """A model at each number of ways that it can do; a note says where it cannot."""
+    able, refusal = able_ways(model, ways, images.image_shape)
+    if refusal is not None:
+        done = ", ".join(map(str, able)) or "no number of"
+        notes.append(f"{model.name}: measured at {done} ways. {_reason(refusal)}")
+    return [(model, n) for n in able]

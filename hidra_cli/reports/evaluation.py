@@ -1,40 +1,52 @@
-"""Tables, picture and files of an evaluation."""
+"""Tables, figure and files of an evaluation."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hidra_cli.runs.locate import results_home
 from hidra_cli.runs.scores import episodes_csv
-from hidra_cli.system.files import made
+from hidra_cli.system.files import made, write_atomically, write_json
 
 if TYPE_CHECKING:
-    from hidra_cli.runs.model import TrainedModel
+    from hidra_cli.jobs.evaluate import Evaluation
     from hidra_cli.runs.records import EvaluationResult, ScoreRecord
-    from hidra_cli.runs.scores import Cell
     from hidra_cli.system.console import Console
     from hidra_cli.tasks.objective import Objective
 
 
-def _write(
-    out: Path | None, chosen: Path, model: TrainedModel, cells: list[Cell], result: EvaluationResult
-) -> tuple[Path, str]:
-    """The folder of the results, and the name of the picture in it."""
-    from datetime import datetime
+def report_evaluation(
+    evaluation: Evaluation, run: Path, out: Path | None, console: Console
+) -> None:
+    """Write result.json, episodes.csv and the figure, and print the tables.
 
+    Args:
+        run: the first model, as it was named.
+        out: the folder of the files; None: a new one in the run.
+    """
+    result, figure = evaluation.result, f"{evaluation.cells[0].objective.key}.png"
+    folder = _write(evaluation, figure, run, out)
+    _show_scores(result, evaluation.cells[0].objective, console)
+    if result.comparisons:
+        _show_differences(result, evaluation.cells[0].objective, console)
+    console.print(f"written: {folder / 'result.json'}, {folder / figure}")
+    console.result(result.to_json() | {"folder": str(folder)})
+
+
+def _write(evaluation: Evaluation, figure: str, run: Path, out: Path | None) -> Path:
     from hidra_cli.reports.figures import scores_over_ways
-    from hidra_cli.runs.locate import results_home
-    from hidra_cli.system.files import write_atomically, write_json
 
-    home = results_home(chosen if chosen.is_dir() else model.path)
+    cells, result = evaluation.cells, evaluation.result
+    home = results_home(run if run.is_dir() else Path(result.models[0].checkpoint))
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{result.dataset}-{result.split}"
     folder = made(out or home / "evaluations" / name, own=out is None)
     title = f"{_where(result)}, {result.results[0].episodes} episodes"
-    picture = f"{cells[0].objective.key}.png"
-    write_atomically(folder / picture, scores_over_ways(cells, title))
+    write_atomically(folder / figure, scores_over_ways(cells, title))
     write_atomically(folder / "episodes.csv", episodes_csv(cells).encode())
     write_json(folder / "result.json", result.to_json())
-    return folder, picture
+    return folder
 
 
 def _where(result: EvaluationResult) -> str:
@@ -42,8 +54,7 @@ def _where(result: EvaluationResult) -> str:
     return f"{result.dataset}, {result.split} split{groups}"
 
 
-def _show(cells: list[Cell], result: EvaluationResult, console: Console) -> None:
-    objective = cells[0].objective
+def _show_scores(result: EvaluationResult, objective: Objective, console: Console) -> None:
     rows = result.results
     most_steps = max(len(row.per_step or [0]) for row in rows)
     console.table(
@@ -70,23 +81,25 @@ def _show(cells: list[Cell], result: EvaluationResult, console: Console) -> None
         ],
         left=2,
     )
-    if result.comparisons:
-        console.table(
-            f"Paired differences of {objective.metric} on the same episodes"
-            + (" (percentage points)" if objective.unit else " (less is better)"),
-            ["model", "minus", "ways", "shots", "difference"],
+
+
+def _show_differences(result: EvaluationResult, objective: Objective, console: Console) -> None:
+    unit = "percentage points" if objective.unit else "less is better"
+    console.table(
+        f"Paired differences of {objective.metric} on the same episodes ({unit})",
+        ["model", "minus", "ways", "shots", "difference"],
+        [
             [
-                [
-                    c.model,
-                    c.minus,
-                    str(c.ways),
-                    str(c.shots),
-                    objective.interval(c.difference, c.interval),
-                ]
-                for c in result.comparisons
-            ],
-            left=2,
-        )
+                row.model,
+                row.minus,
+                str(row.ways),
+                str(row.shots),
+                objective.interval(row.difference, row.interval),
+            ]
+            for row in result.comparisons
+        ],
+        left=2,
+    )
 
 
 def _titled(objective: Objective) -> str:

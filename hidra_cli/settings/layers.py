@@ -15,7 +15,7 @@ from hidra_cli.api.options import check_storable
 from hidra_cli.errors import UsageError, nearest
 from hidra_cli.settings.declarations import SECTIONS, SETTINGS
 from hidra_cli.settings.presets import preset_text
-from hidra_cli.settings.schema import Settings
+from hidra_cli.settings.schema import DatasetSettings, Settings
 
 # The variables of hidra that are no settings, and what they mean.
 OTHER_VARIABLES = {
@@ -141,6 +141,25 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
             )
         found[name.strip()] = value.strip()
     return found
+
+
+def another_dataset(
+    own: DatasetSettings, name: str | None, source: str | None, dataset_options: Mapping[str, str]
+) -> DatasetSettings:
+    """The dataset of that name, or a model's own.
+
+    Raises:
+        UsageError: a source or options, but no name.
+    """
+    if name is not None:
+        return DatasetSettings(name=name, source=source, options=dict(dataset_options))
+    if source is not None or dataset_options:
+        raise UsageError(
+            "--source and --data-opt describe another dataset, but --dataset names none",
+            why=f"without --dataset the model's own is used: {own.name}",
+            fix=f"add --dataset {own.name}, or leave them out",
+        )
+    return own
 
 
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
