@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +12,6 @@ from hidra_cli.commands import completion, flags
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hidra_cli.api.data import Split
-    from hidra_cli.images.own_pictures import LabelledPictures
-    from hidra_cli.images.prepared import PreparedImages
-    from hidra_cli.jobs.adapt import Wish
-    from hidra_cli.jobs.classifier import Kept
-    from hidra_cli.runs.model import TrainedModel
     from hidra_cli.system.console import Console
 
 _OWN, _DRAWN = "Own pictures", "A task drawn from a dataset"
@@ -124,35 +116,34 @@ def adapt(
 
     Next: hidra predict CLASSIFIER DIR
     """
-    from hidra_cli.jobs.adapt import Wish, _check_classifies
-    from hidra_cli.runs.locate import _latest
-
-    pass
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.images.open import open_images
-    from hidra_cli.images.own_pictures import labelled_pictures
-    from hidra_cli.jobs.classifier import load_base
+    from hidra_cli.jobs.adapt import OwnPictures, adapt_pictures
+    from hidra_cli.jobs.drawn_task import DrawnTask, adapt_drawn
+    from hidra_cli.jobs.one_task import AdaptRequest, check_classifies
+    from hidra_cli.reports.adaptation import show_drawn, show_own
+    from hidra_cli.runs.locate import latest_or_shipped
     from hidra_cli.runs.model import load_model
 
     where = resolve_device(device or "auto")
-    wish = Wish(where, steps, ways, shots, out, not forget, console)
+    request = AdaptRequest(where, ways, shots, steps, out, keep=not forget)
     if support is None:
         _check_only_drawn({"--query": query, "--labels": labels, "--base": base})
-        model = load_model(checkpoint or _latest(runs_dir, console), where, steps=steps)
-        _check_classifies(model)
+        model = load_model(checkpoint or latest_or_shipped(runs_dir, console), where, steps=steps)
+        check_classifies(model)
         settings = flags.another_dataset(model.settings.dataset, dataset, source, data_opt)
         images = open_images(settings, cache_dir, console)
-        _adapt_drawn(wish, model, images, split, episode, seed, queries)
+        drawn = adapt_drawn(model, images, DrawnTask(split, queries, episode, seed), request)
+        show_drawn(drawn, console)
+        console.result(drawn.to_json())
         return
-    other = {"--dataset": dataset, "--source": source, "--data-opt": data_opt}
-    _check_only_own(other, base, checkpoint)
-    kept = None
-    if base is not None:
-        model, kept = load_base(base, where)
-    else:
-        model = load_model(checkpoint or _latest(runs_dir, console), where)
-        _check_classifies(model)
-    adapt_own(wish, model, kept, labelled_pictures(support, labels), support, query)
+    drawn_only = {"--dataset": dataset, "--source": source, "--data-opt": data_opt}
+    _check_only_own(drawn_only, base, checkpoint)
+    if base is None:
+        checkpoint = checkpoint or latest_or_shipped(runs_dir, console)
+    own = adapt_pictures(OwnPictures(support, query, labels, base), checkpoint, request)
+    show_own(own, console)
+    console.result(own.to_json())
 
 
 def _check_only_drawn(own: Mapping[str, object]) -> None:
@@ -185,132 +176,3 @@ def _check_only_own(
             why="a classifier grows from the model that it was adapted from",
             fix="leave --checkpoint out",
         )
-
-
-def _adapt_drawn(
-    wish: Wish,
-    model: TrainedModel,
-    images: PreparedImages,
-    split: Split,
-    episode: int,
-    seed: int,
-    queries: int,
-) -> None:
-    from hidra_cli.jobs.adapt import _check_positive, adapt_task, check_finite
-    from hidra_cli.jobs.classifier import save_classifier
-    from hidra_cli.reports.adaptation import show_steps
-    from hidra_cli.runs.locate import results_home
-    from hidra_cli.system.files import made
-    from hidra_cli.tasks.images import ImageSampler
-    from hidra_cli.tasks.shape import TaskShape
-
-    console, ways, shots = wish.console, wish.ways, wish.shots
-    n = ways if ways is not None else (5 if model.learner.head.any_ways else model.max_ways)
-    k = shots if shots is not None else min(model.settings.tasks.shots)
-    _check_positive(n, k)
-    model.check((n,), images.image_shape)
-    shape = TaskShape(n, k)
-    sampler = ImageSampler(images, split, (n,), (k,), queries, seed, device=wish.device)
-    indices = sampler.indices([episode], shape)
-    task = sampler.batch([episode], shape).task(0)
-    adapted = adapt_task(model, task)
-    classes = [sampler.table.names[row] for row in indices.classes[0]]
-    show_steps(f"{n} ways, {k} shots of {images.dataset}", model, adapted, console)
-    check_finite(adapted)
-    console.table(
-        "Each class after adapting",
-        ["class", "query accuracy, %"],
-        [[c, f"{100 * a:.1f}"] for c, a in zip(classes, adapted.per_class, strict=True)],
-    )
-    of = "" if split == "test" else f"{split}-"
-    name = f"{images.dataset}-{of}{n}w{k}s-seed{seed}-episode{episode}"
-    path = made(wish.out or results_home(model.path) / "adapted" / name)
-    path /= "classifier.safetensors"
-    save_classifier(path, model, adapted.weights, task, classes, keep=wish.keep)
-    console.print(f"classifier: {path}")
-    console.result(
-        {
-            "checkpoint": str(model.path),
-            "dataset": images.dataset,
-            "split": split,
-            "ways": n,
-            "shots": k,
-            "episode": episode,
-            "seed": seed,
-            "normalization": model.normalization,
-            "accuracy_per_step": adapted.accuracies,
-            "support_loss_per_step": adapted.support_losses,
-            "accuracy_per_class": dict(zip(classes, adapted.per_class, strict=True)),
-            "classifier": str(path),
-        }
-    )
-
-
-def adapt_own(
-    wish: Wish,
-    model: TrainedModel,
-    kept: Kept | None,
-    given: LabelledPictures,
-    support: Path,
-    query: Path | None,
-) -> None:
-    """Learn the pictures given now, with those that a classifier kept, and save a classifier."""
-    from hidra_cli.images.own_pictures import labelled_pictures, read_pictures
-    from hidra_cli.jobs.adapt import (
-        _check_given,
-        _together,
-        adapt_task,
-        check_finite,
-        hold_out,
-        own_task,
-    )
-    from hidra_cli.jobs.classifier import save_classifier
-    from hidra_cli.reports.adaptation import _confusion, _show_own
-    from hidra_cli.runs.locate import results_home
-    from hidra_cli.system.files import made
-
-    console, preprocessing = wish.console, model.meta.image_preprocessing
-    images = read_pictures(given.paths, preprocessing).to(wish.device)
-    classes, images, targets = _together(given, images, kept)
-    counts = dict(zip(classes, targets.bincount(minlength=len(classes)).tolist(), strict=True))
-    _check_given(counts, wish.ways, wish.shots)
-    model.check((len(classes),), model.image_shape)
-    held = hold_out(model, images, targets, len(classes)) if wish.steps is None else None
-    steps = wish.steps if held is None else held.steps
-    model = model if steps is None else replace(model, steps=steps)
-    queries = None
-    if query is not None:
-        asked = labelled_pictures(query).within(classes, query)
-        queries = (
-            read_pictures(asked.paths, preprocessing).to(wish.device),
-            targets.new_tensor(asked.labels),
-        )
-    task = own_task((images, targets), queries, len(classes))
-    adapted = adapt_task(model, task)
-    _show_own(model, classes, counts, held, adapted, console)
-    check_finite(adapted)
-    table = _confusion(model, task, adapted, held, classes, console)
-    place = results_home(model.path) / "adapted" / f"{support.resolve().name}-{len(classes)}w"
-    path = made(wish.out or place) / "classifier.safetensors"
-    save_classifier(path, model, adapted.weights, task, classes, keep=wish.keep)
-    console.print(f"classifier: {path}")
-    console.note(f"next: hidra predict {path} DIR")
-    console.result(
-        {
-            "checkpoint": str(model.path),
-            "classes": counts,
-            "steps": model.steps,
-            "held_out_accuracy_per_step": held.accuracies if held else None,
-            "normalization": model.normalization,
-            "accuracy_per_step": adapted.accuracies if queries else None,
-            "support_loss_per_step": adapted.support_losses,
-            "accuracy_per_class": {
-                name: None if math.isnan(accuracy) else accuracy
-                for name, accuracy in zip(classes, adapted.per_class, strict=True)
-            }
-            if queries
-            else None,
-            "confusion": table,
-            "classifier": str(path),
-        }
-    )

@@ -1,179 +1,179 @@
-"""One task, learned: how well, and in how many steps."""
+"""Adapting a model to people's own pictures: the pictures, the steps, and the classifier."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hidra_cli.engine.devices import memory_errors
-from hidra_cli.engine.inner_loop import adapt, labelled_right
-from hidra_cli.engine.learner import Weights
-from hidra_cli.engine.task_batch import Task, class_weights
-from hidra_cli.runs.model import TrainedModel
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from hidra_cli.images.own_pictures import LabelledPictures
-    from hidra_cli.jobs.classifier import Kept
-    from hidra_cli.system.console import Console
-
-# Pictures of a class that are needed to hold one out, and the parts they are divided into.
-FEWEST_TO_HOLD_OUT = 2
-MOST_FOLDS = 3
-# More inner steps are tried until so many in a row were no better, beyond those of training.
-MOST_STEPS = 10
-PATIENCE = 2
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """One task, learned.
-
-    Attributes:
-        weights: after the last step.
-        accuracies: of the queries before and after each step, S + 1 numbers in 0..1; NaN where
-            the task has no query.
-        support_losses: before and after each step, in nats.
-        per_class: query accuracy of each class after the last step, N numbers; NaN for a class
-            without a query.
-    """
-
-    weights: Weights
-    accuracies: list[float]
-    support_losses: list[float]
-    per_class: list[float]
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.images.own_pictures import LabelledPictures, labelled_pictures, read_pictures
+from hidra_cli.jobs.classifier import KeptSupport, load_base, save_classifier
+from hidra_cli.jobs.one_task import (
+    Adapted,
+    AdaptRequest,
+    HeldOut,
+    adapt_task,
+    check_classifies,
+    check_finite,
+    confusion,
+    hold_out,
+    own_task,
+    predictions,
+)
+from hidra_cli.runs.locate import results_home
+from hidra_cli.runs.model import TrainedModel, load_model
+from hidra_cli.system.files import made
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What held-out support pictures say about the number of inner steps.
+class OwnPictures:
+    """Where the pictures are.
 
     Attributes:
-        accuracies: after 0, 1, … steps, each picture labelled once while it was held out; as far
-            as was tried.
-        steps: of the most accurate those of training, else the fewest. None at all may be best,
-            but not of identical neurons, which answer every picture alike before the first step.
-        labels, predictions: (n,) of the pictures, after `steps`.
-        folds: parts the pictures were divided into.
+        support: folder of the pictures to learn.
+        query: folder of the pictures to test on.
+        labels: label file of the support pictures, where that is not in their folder.
+        base: a classifier that grows by the support pictures.
     """
 
-    accuracies: list[float]
-    steps: int
-    labels: Tensor
-    predictions: Tensor
-    folds: int
+    support: Path
+    query: Path | None = None
+    labels: Path | None = None
+    base: Path | None = None
 
 
-def own_task(
-    support: tuple[Tensor, Tensor], query: tuple[Tensor, Tensor] | None, ways: int
-) -> Task:
-    """A task of one's own pictures: images (n, C, H, W) and labels (n,), in any numbers."""
-    images, labels = support
-    query_images, query_labels = query or (images[:0], labels[:0])
-    weights = class_weights(labels, ways)
-    return Task(images, labels, query_images, query_labels, ways, 0, weights)
+@dataclass(frozen=True)
+class Confusion:
+    """Which classes are taken for which.
+
+    Attributes:
+        pictures: of which pictures: "queries", or "held-out support pictures".
+        table: N × N counts; rows are the true classes.
+    """
+
+    pictures: str
+    table: list[list[int]]
 
 
-def adapt_task(model: TrainedModel, task: Task) -> Adapted:
-    """Learn a task's support set and follow the query accuracy."""
-    learner, accuracies, losses = model.learner, [], []
-    correct = torch.empty(0, dtype=torch.bool)
-    with memory_errors():
-        for weights in adapt(learner, task, model.inner, meta=False, steps=model.steps):
-            with torch.no_grad():
-                if len(task.query_labels):
-                    correct = labelled_right(learner.query_logits(weights, task), task.query_labels)
-                losses.append(learner.support_loss(weights, task).item())
-            accuracies.append(correct.double().mean().item())
-    labels = task.query_labels
-    per_class = [correct[labels == n].double().mean().item() for n in range(task.ways)]
-    return Adapted(weights, accuracies, losses, per_class)
+@dataclass(frozen=True)
+class OwnAdaptation:
+    """People's own pictures, learned.
+
+    Attributes:
+        model: what was adapted, with the inner steps that were taken.
+        counts: support pictures of each class.
+        held_out: None where the steps were given, or where nothing could be held out.
+        confusion: None where there was neither a query nor a held-out picture.
+        queries: number of query pictures.
+        path: of the classifier.
+    """
+
+    model: TrainedModel
+    counts: dict[str, int]
+    held_out: HeldOut | None
+    adapted: Adapted
+    confusion: Confusion | None
+    queries: int
+    path: Path
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.counts)
+
+    def to_json(self) -> dict[str, Any]:
+        per_class = zip(self.counts, self.adapted.per_class, strict=True)
+        return {
+            "checkpoint": str(self.model.path),
+            "classes": self.counts,
+            "steps": self.model.steps,
+            "held_out_accuracy_per_step": self.held_out.accuracies if self.held_out else None,
+            "normalization": self.model.normalization,
+            "accuracy_per_step": self.adapted.accuracies if self.queries else None,
+            "support_loss_per_step": self.adapted.support_losses,
+            "accuracy_per_class": {n: None if math.isnan(a) else a for n, a in per_class}
+            if self.queries
+            else None,
+            "confusion": self.confusion.table if self.confusion else None,
+            "classifier": str(self.path),
+        }
 
 
-@torch.no_grad()
-def predictions(model: TrainedModel, weights: Weights, task: Task) -> Tensor:
-    """The labels (n,) that adapted weights give a task's queries."""
-    return model.learner.query_logits(weights, task).argmax(1)
-
-
-def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> HeldOut | None:
-    """Choose the inner steps by pictures held out in turn (leave-one-out where there are few).
+def adapt_pictures(
+    pictures: OwnPictures, checkpoint: Path | None, request: AdaptRequest
+) -> OwnAdaptation:
+    """Learn pictures, with those that a classifier kept, and save a classifier.
 
     Args:
-        model: what is adapted.
-        images: (n, C, H, W) of the support set.
-        labels: (n,).
-        ways: N.
+        pictures: where they are.
+        checkpoint: the run or model that adapts; None where `pictures.base` says it.
+        request: what else was asked for.
 
-    Returns:
-        None where a class has too few pictures to hold one out.
+    Raises:
+        DataError: pictures, labels or the model are missing or damaged, or do not fit.
+        UsageError: the model cannot learn them.
+        NotFiniteError: the inner steps diverged.
+        RunError: the classifier cannot be written.
     """
-    shots = int(torch.bincount(labels, minlength=ways).min())
-    if shots < FEWEST_TO_HOLD_OUT:
-        return None
-    folds, place = min(MOST_FOLDS, shots), _place_within_class(labels)
-    masks = [place % folds == fold for fold in range(folds)]
-    tasks = [own_task((images[~m], labels[~m]), (images[m], labels[m]), ways) for m in masks]
-    most, truth = max(MOST_STEPS, model.steps), labels.cpu()
-    paths = [adapt(model.learner, t, model.inner, meta=False, steps=most) for t in tasks]
-    found: list[Tensor] = []
-    accuracies: list[float] = []
-    best = int(model.learner.head.identical_neurons)
-    with memory_errors():
-        for step, weights in enumerate(zip(*paths, strict=True)):
-            labelled = torch.zeros_like(truth)
-            for mask, task, at_step in zip(masks, tasks, weights, strict=True):
-                labelled[mask.cpu()] = predictions(model, at_step, task).cpu()
-            found.append(labelled)
-            accuracies.append((labelled == truth).double().mean().item())
-            if step > best and accuracies[step] > accuracies[best]:
-                best = step
-            if step >= max(best, 1) + PATIENCE and step >= model.steps:
-                break
-    if model.steps and accuracies[model.steps] == accuracies[best]:
-        best = model.steps  # what it was trained for; its probabilities mean more there
-    return HeldOut(accuracies, best, truth, found[best], folds)
-
-
-def _place_within_class(labels: Tensor) -> Tensor:
-    """For each picture how many of its class come before it: (n,)."""
-    place = torch.zeros_like(labels)
-    for label in set(labels.tolist()):
-        of_class = labels == label
-        place[of_class] = torch.arange(int(of_class.sum()), device=labels.device)
-    return place
-
-
-def confusion(labels: Tensor, found: Tensor, classes: Sequence[str]) -> list[list[int]]:
-    """How often each class (row) was given each label (column): N × N."""
-    n = len(classes)
-    return torch.bincount(labels.cpu() * n + found.cpu(), minlength=n * n).reshape(n, n).tolist()
+    kept = None
+    if pictures.base is not None:
+        model, kept = load_base(pictures.base, request.device)
+    else:
+        assert checkpoint is not None
+        model = load_model(checkpoint, request.device)
+        check_classifies(model)
+    preprocessing = model.meta.image_preprocessing
+    support = labelled_pictures(pictures.support, pictures.labels)
+    images = read_pictures(support.paths, preprocessing).to(request.device)
+    classes, images, labels = _together(support, images, kept)
+    counts = dict(zip(classes, labels.bincount(minlength=len(classes)).tolist(), strict=True))
+    _check_numbers(counts, request.ways, request.shots)
+    model.check((len(classes),), model.image_shape)
+    held_out = hold_out(model, images, labels, len(classes)) if request.steps is None else None
+    steps = request.steps if held_out is None else held_out.steps
+    model = model if steps is None else replace(model, steps=steps)
+    query = None
+    if pictures.query is not None:
+        asked = labelled_pictures(pictures.query).within(classes, pictures.query)
+        query_images = read_pictures(asked.paths, preprocessing).to(request.device)
+        query = (query_images, labels.new_tensor(asked.labels))
+    task = own_task((images, labels), query, len(classes))
+    adapted = adapt_task(model, task)
+    check_finite(adapted)
+    if query is not None:
+        predicted = predictions(model, adapted.weights, task)
+        mistakes = Confusion("queries", confusion(query[1], predicted, classes))
+    elif held_out is not None:
+        table = confusion(held_out.labels, held_out.predictions, classes)
+        mistakes = Confusion("held-out support pictures", table)
+    else:
+        mistakes = None
+    name = f"{pictures.support.resolve().name}-{len(classes)}w"
+    path = made(request.out or results_home(model.path) / "adapted" / name)
+    path /= "classifier.safetensors"
+    save_classifier(path, model, adapted.weights, task, classes, keep=request.keep)
+    queries = 0 if query is None else len(query[1])
+    return OwnAdaptation(model, counts, held_out, adapted, mistakes, queries, path)
 
 
 def _together(
-    given: LabelledPictures, images: Tensor, kept: Kept | None
+    support: LabelledPictures, images: Tensor, kept: KeptSupport | None
 ) -> tuple[list[str], Tensor, Tensor]:
-    """Classes, images and labels: those a classifier kept, then those given now."""
-    import torch
-
+    """Classes, images and labels: those a classifier kept, then the new ones."""
+    new = torch.tensor(support.labels, device=images.device)
     if kept is None:
-        return list(given.classes), images, torch.tensor(given.labels, device=images.device)
-    classes = [*kept.classes, *(name for name in given.classes if name not in kept.classes)]
-    places = torch.tensor([classes.index(name) for name in given.classes], device=images.device)
-    targets = places[torch.tensor(given.labels, device=images.device)]
-    return classes, torch.cat([kept.images, images]), torch.cat([kept.labels, targets])
+        return list(support.classes), images, new
+    classes = [*kept.classes, *(name for name in support.classes if name not in kept.classes)]
+    places = torch.tensor([classes.index(name) for name in support.classes], device=images.device)
+    return classes, torch.cat([kept.images, images]), torch.cat([kept.labels, places[new]])
 
 
-def _check_given(counts: dict[str, int], ways: int | None, shots: int | None) -> None:
-    """Numbers that are given must be those of the folder."""
-    from hidra_cli.errors import DataError, UsageError
-
+def _check_numbers(counts: dict[str, int], ways: int | None, shots: int | None) -> None:
+    """Numbers on the command line must be those of the folder."""
     if len(counts) < 2:
         raise DataError(
             "one class alone cannot be told from others",
@@ -192,58 +192,4 @@ def _check_given(counts: dict[str, int], ways: int | None, shots: int | None) ->
                 f"--shots {shots}, but the class {name!r} has {count} pictures",
                 why="classes may differ in size when --shots is left out",
                 fix="leave --shots out: it is taken from the folder",
-            )
-
-
-def _check_classifies(model: TrainedModel) -> None:
-    from hidra_cli.errors import UsageError
-    from hidra_cli.tasks.objective import CLASSIFICATION
-
-    if model.objective is not CLASSIFICATION:
-        raise UsageError(
-            f"{model.name} makes no classifiers",
-            why=f"it was trained on functions ({model.settings.dataset.name}), not on classes",
-            fix=f"measure how it adapts: hidra evaluate {model.path}",
-        )
-
-
-def _check_positive(ways: int, shots: int) -> None:
-    from hidra_cli.errors import UsageError
-
-    if ways < 2 or shots < 1:
-        raise UsageError(
-            f"a task of {ways} ways and {shots} shots cannot be drawn",
-            why="it needs at least 2 ways and 1 shot",
-            fix="--ways 2 or more, --shots 1 or more",
-        )
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What was asked for, whatever the task.
-
-    Attributes:
-        steps, ways, shots: None where they are to be chosen.
-        keep: whether the classifier keeps its support images.
-    """
-
-    device: torch.device
-    steps: int | None
-    ways: int | None
-    shots: int | None
-    out: Path | None
-    keep: bool
-    console: Console
-
-
-def check_finite(adapted: Adapted) -> None:
-    """Refuse to save a classifier that says nothing."""
-    from hidra_cli.errors import NotFiniteError
-
-    for step, loss in enumerate(adapted.support_losses):
-        if not math.isfinite(loss):
-            raise NotFiniteError(
-                f"adapting went wrong: the support loss is {loss} after step {step}",
-                why="the inner steps are too long for this task, or the model is not finite",
-                fix="fewer --steps, or a model trained with a lower --inner-lr",
             )

@@ -87,7 +87,7 @@ class Classifier:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptSupport:
     """The support images a classifier was adapted to: pictures (n, C, H, W) in [0, 1]."""
 
     images: Tensor
@@ -178,7 +178,7 @@ def restore_classifier(checkpoint: Checkpoint) -> Classifier:
     return classifier
 
 
-def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, Kept]:
+def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, KeptSupport]:
     """What a classifier was adapted from, and to: so that it can be, with more, again.
 
     Raises:
@@ -204,7 +204,7 @@ def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, Kept]:
         raise incomplete(checkpoint, "its support images and labels do not fit")
     if labels.dtype != torch.int64 or set(labels.tolist()) != set(range(len(meta.classes))):
         raise incomplete(checkpoint, "its labels are not those of its classes")
-    kept = Kept(images.float().div(255).to(device), labels.to(device), meta.classes)
+    kept = KeptSupport(images.float().div(255).to(device), labels.to(device), meta.classes)
     choose_float32(meta.settings.run.precision, device)
     model = TrainedModel(
         name=path.stem,

@@ -1,4 +1,4 @@
-"""What a classifier of one's own pictures learned, shown."""
+"""What a classifier learned, shown."""
 
 from __future__ import annotations
 
@@ -6,33 +6,42 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hidra_cli.engine.task_batch import Task
-    from hidra_cli.jobs.adapt import Adapted, HeldOut
+    from hidra_cli.jobs.adapt import OwnAdaptation
+    from hidra_cli.jobs.drawn_task import DrawnAdaptation
+    from hidra_cli.jobs.one_task import Adapted
     from hidra_cli.runs.model import TrainedModel
     from hidra_cli.system.console import Console
 
-
 # A larger table of confusions is shown by its entries off the diagonal.
 MOST_COLUMNS = 12
-
-
 MOST_CONFUSIONS = 15
 
 
-def _show_own(
-    model: TrainedModel,
-    classes: list[str],
-    counts: dict[str, int],
-    held: HeldOut | None,
-    adapted: Adapted,
-    console: Console,
-) -> None:
-    show_steps(f"{len(classes)} classes of one's own", model, adapted, console)
-    if held is not None:
-        right = f"{100 * held.accuracies[held.steps]:.1f} % of them right"
+def show_drawn(result: DrawnAdaptation, console: Console) -> None:
+    """The steps and classes of a drawn task."""
+    ways, shots = len(result.classes), result.shots
+    what = f"{ways} ways, {shots} shots of {result.dataset}"
+    _show_steps(what, result.model, result.adapted, console)
+    console.table(
+        "Each class after adapting",
+        ["class", "query accuracy, %"],
+        [
+            [name, f"{100 * accuracy:.1f}"]
+            for name, accuracy in zip(result.classes, result.adapted.per_class, strict=True)
+        ],
+    )
+    console.print(f"classifier: {result.path}")
+
+
+def show_own(result: OwnAdaptation, console: Console) -> None:
+    """The steps, classes and confusions of people's own pictures."""
+    model, held_out = result.model, result.held_out
+    _show_steps(f"{len(result.classes)} classes of your own", model, result.adapted, console)
+    if held_out is not None:
+        right = f"{100 * held_out.accuracies[held_out.steps]:.1f} % of them right"
         console.print(
-            f"{held.steps} inner steps, the best of up to {len(held.accuracies) - 1} on support "
-            f"pictures held out in {held.folds} parts: {right}"
+            f"{held_out.steps} inner steps, the best of up to {len(held_out.accuracies) - 1} on "
+            f"support pictures held out in {held_out.folds} parts: {right}"
         )
     else:
         console.print(f"{model.steps} inner steps (as trained, or as given)")
@@ -40,8 +49,10 @@ def _show_own(
         "Each class",
         ["class", "support pictures", "query accuracy, %"],
         [
-            [name, str(counts[name]), "–" if math.isnan(a) else f"{100 * a:.1f}"]
-            for name, a in zip(classes, adapted.per_class, strict=True)
+            [name, str(count), _percent(accuracy)]
+            for (name, count), accuracy in zip(
+                result.counts.items(), result.adapted.per_class, strict=True
+            )
         ],
     )
     if model.normalization == "transductive":
@@ -49,58 +60,48 @@ def _show_own(
             "this model takes batch statistics from the pictures predicted together: a prediction "
             "depends on the others; prefer a model trained with --normalization support"
         )
+    _show_confusion(result, console)
+    console.print(f"classifier: {result.path}")
+    console.note(f"next: hidra predict {result.path} DIR")
 
 
-def _confusion(
-    model: TrainedModel,
-    task: Task,
-    adapted: Adapted,
-    held: HeldOut | None,
-    classes: list[str],
-    console: Console,
-) -> list[list[int]] | None:
-    """Show which classes are taken for which: of the queries, or else of held-out pictures."""
-    from hidra_cli.jobs.adapt import confusion, predictions
-
-    if len(task.query_labels):
-        what, labels = "queries", task.query_labels
-        found = predictions(model, adapted.weights, task)
-    elif held is not None:
-        what, labels, found = "held-out support pictures", held.labels, held.predictions
-    else:
-        return None
-    table = confusion(labels, found, classes)
+def _show_confusion(result: OwnAdaptation, console: Console) -> None:
+    if result.confusion is None:
+        return
+    classes, pictures, table = result.classes, result.confusion.pictures, result.confusion.table
     if len(classes) <= MOST_COLUMNS:
         rows = [
             [name, *(str(count) if count else "·" for count in row)]
             for name, row in zip(classes, table, strict=True)
         ]
-        console.table(f"Confusion of {what} (rows: true class)", ["class", *classes], rows)
-    else:
-        wrong = [
-            (count, classes[i], classes[j])
-            for i, row in enumerate(table)
-            for j, count in enumerate(row)
-            if count and i != j
-        ]
-        worst = sorted(wrong, key=lambda entry: (-entry[0], entry[1:]))[:MOST_CONFUSIONS]
-        console.table(
-            f"Most frequent confusions of {what}",
-            ["true class", "taken for", "times"],
-            [[true, taken, str(count)] for count, true, taken in worst],
-            left=2,
-        )
-    return table
+        console.table(f"Confusion of {pictures} (rows: true class)", ["class", *classes], rows)
+        return
+    wrong = [
+        (count, classes[i], classes[j])
+        for i, row in enumerate(table)
+        for j, count in enumerate(row)
+        if count and i != j
+    ]
+    worst = sorted(wrong, key=lambda entry: (-entry[0], entry[1:]))[:MOST_CONFUSIONS]
+    console.table(
+        f"Most frequent confusions of {pictures}",
+        ["true class", "taken for", "times"],
+        [[true, taken, str(count)] for count, true, taken in worst],
+        left=2,
+    )
 
 
-def show_steps(what: str, model: TrainedModel, adapted: Adapted, console: Console) -> None:
+def _show_steps(what: str, model: TrainedModel, adapted: Adapted, console: Console) -> None:
+    steps = zip(adapted.support_losses, adapted.accuracies, strict=True)
     console.table(
         f"Adapting {model.name} to {what} ({model.normalization} normalization)",
         ["inner steps", "support loss", "query accuracy, %"],
         [
-            [str(step), f"{loss:.4f}", "–" if math.isnan(accuracy) else f"{100 * accuracy:.1f}"]
-            for step, (loss, accuracy) in enumerate(
-                zip(adapted.support_losses, adapted.accuracies, strict=True)
-            )
+            [str(step), f"{loss:.4f}", _percent(accuracy)]
+            for step, (loss, accuracy) in enumerate(steps)
         ],
     )
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"

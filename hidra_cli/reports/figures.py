@@ -40,11 +40,13 @@ MOST_IN_GALLERY = 48
 _COLUMNS = 8
 
 
-def predictions_gallery(rows: Sequence[Mapping[str, Any]], preprocessing: Preprocessing) -> bytes:
+def predictions_gallery(
+    rows: Sequence[tuple[Path, str, float]], preprocessing: Preprocessing
+) -> bytes:
     """The first pictures with their labels and probabilities: PNG.
 
     Args:
-        rows: with image (a path), label and probability.
+        rows: of each picture the file, its label and the label's probability in 0..1.
         preprocessing: of the classifier; pictures are shown larger than it saw them.
     """
     from matplotlib.figure import Figure
@@ -58,10 +60,11 @@ def predictions_gallery(rows: Sequence[Mapping[str, Any]], preprocessing: Prepro
         axes.set_axis_off()
         if row is None:
             continue
-        pixels = read_picture(Path(row["image"]), larger).pixels
+        path, label, probability = row
+        pixels = read_picture(path, larger).pixels
         axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        label = printable(row["label"]).replace("$", r"\$")
-        axes.set_title(f"{label[:18]}\n{100 * row['probability']:.0f} %", fontsize=8)
+        label = printable(label).replace("$", r"\$")
+        axes.set_title(f"{label[:18]}\n{100 * probability:.0f} %", fontsize=8)
     return png(figure)
 
 

@@ -114,11 +114,12 @@ def run_to_resume(chosen: str, runs_dir: Path) -> RunDir:
 SHIPPED = "omniglot-any"
 
 
-def _latest(runs_dir: Path | None, console: Console) -> Path:
-    """The latest run, or the model that ships with hidra where there is none."""
-    from hidra_cli.errors import DataError
-    from hidra_cli.runs.locate import latest_run, shipped_models
+def latest_or_shipped(runs_dir: Path | None, console: Console) -> Path:
+    """The latest run, or the model that ships with hidra where there is none.
 
+    Raises:
+        DataError: there is neither.
+    """
     try:
         return latest_run(runs_dir_of(runs_dir))
     except DataError:

@@ -21,9 +21,9 @@ from hidra_cli.api.data import Fit
 from hidra_cli.api.decoding import read_picture
 from hidra_cli.api.preprocessing import FITS, Preprocessing, ValueRanges, fixed_ranges
 from hidra_cli.images.prepared import PreparedImages
-from hidra_cli.jobs.adapt import adapt_task
 from hidra_cli.jobs.classifier import Classifier, load_classifier, save_classifier
 from hidra_cli.jobs.export import in_float32
+from hidra_cli.jobs.one_task import adapt_task
 from hidra_cli.runs.model import load_model
 from hidra_cli.tasks.images import ImageSampler
 from hidra_cli.tasks.shape import TaskShape

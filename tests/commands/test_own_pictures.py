@@ -20,8 +20,8 @@ from PIL import Image
 from hidra_cli.app import main
 from hidra_cli.images.own_pictures import labelled_pictures, read_pictures
 from hidra_cli.images.prepared import PreparedImages
-from hidra_cli.jobs.adapt import confusion, hold_out
 from hidra_cli.jobs.classifier import load_base, load_classifier
+from hidra_cli.jobs.one_task import confusion, hold_out
 from hidra_cli.runs.model import load_model
 
 from ..conftest import TINY_RUN, Hidra

@@ -1,0 +1,106 @@
+"""A task drawn from a dataset, learned, and the classifier of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hidra_cli.api.data import Split
+from hidra_cli.errors import UsageError
+from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.jobs.classifier import save_classifier
+from hidra_cli.jobs.one_task import Adapted, AdaptRequest, adapt_task, check_finite
+from hidra_cli.runs.locate import results_home
+from hidra_cli.runs.model import TrainedModel
+from hidra_cli.system.files import made
+from hidra_cli.tasks.images import ImageSampler
+from hidra_cli.tasks.shape import TaskShape
+
+
+@dataclass(frozen=True)
+class DrawnTask:
+    """Which task of a dataset.
+
+    Attributes:
+        queries: query images per class.
+        episode: its number in the split's stream.
+        seed: of the stream.
+    """
+
+    split: Split = "test"
+    queries: int = 15
+    episode: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DrawnAdaptation:
+    """A drawn task, learned.
+
+    Attributes:
+        classes: N names.
+        shots: support images per class.
+        path: of the classifier.
+    """
+
+    model: TrainedModel
+    dataset: str
+    task: DrawnTask
+    classes: tuple[str, ...]
+    shots: int
+    adapted: Adapted
+    path: Path
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "checkpoint": str(self.model.path),
+            "dataset": self.dataset,
+            "split": self.task.split,
+            "ways": len(self.classes),
+            "shots": self.shots,
+            "episode": self.task.episode,
+            "seed": self.task.seed,
+            "normalization": self.model.normalization,
+            "accuracy_per_step": self.adapted.accuracies,
+            "support_loss_per_step": self.adapted.support_losses,
+            "accuracy_per_class": dict(zip(self.classes, self.adapted.per_class, strict=True)),
+            "classifier": str(self.path),
+        }
+
+
+def adapt_drawn(
+    model: TrainedModel, images: PreparedImages, which: DrawnTask, request: AdaptRequest
+) -> DrawnAdaptation:
+    """Draw a task, learn it and save its classifier.
+
+    Raises:
+        UsageError: no such task can be drawn, or the model cannot learn it.
+        NotFiniteError: the inner steps diverged.
+        RunError: the classifier cannot be written.
+    """
+    ways, shots = request.ways, request.shots
+    n = ways if ways is not None else (5 if model.learner.head.any_ways else model.max_ways)
+    k = shots if shots is not None else min(model.settings.tasks.shots)
+    if n < 2 or k < 1:
+        raise UsageError(
+            f"a task of {n} ways and {k} shots cannot be drawn",
+            why="it needs at least 2 ways and 1 shot",
+            fix="--ways 2 or more, --shots 1 or more",
+        )
+    model.check((n,), images.image_shape)
+    shape = TaskShape(n, k)
+    sampler = ImageSampler(
+        images, which.split, (n,), (k,), which.queries, which.seed, device=request.device
+    )
+    indices = sampler.indices([which.episode], shape)
+    task = sampler.batch([which.episode], shape).task(0)
+    adapted = adapt_task(model, task)
+    check_finite(adapted)
+    classes = tuple(sampler.table.names[row] for row in indices.classes[0])
+    of = "" if which.split == "test" else f"{which.split}-"
+    name = f"{images.dataset}-{of}{n}w{k}s-seed{which.seed}-episode{which.episode}"
+    folder = made(request.out or results_home(model.path) / "adapted" / name)
+    path = folder / "classifier.safetensors"
+    save_classifier(path, model, adapted.weights, task, classes, keep=request.keep)
+    return DrawnAdaptation(model, images.dataset, which, classes, k, adapted, path)

@@ -1,0 +1,135 @@
+"""Labelling pictures with an adapted classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hidra_cli.errors import DataError, UsageError
+from hidra_cli.jobs.classifier import Classifier
+from hidra_cli.system.console import Console
+
+NONE_OF_THESE = "none of these"
+_LEAST_PROBABILITY = 0.5  # of a sigmoid classifier, unless one is given
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one picture.
+
+    Attributes:
+        label: None where no class is probable enough.
+        ranks: (class, probability), the most probable first; as many as were asked for.
+    """
+
+    image: Path
+    label: str | None
+    ranks: tuple[tuple[str, float], ...]
+
+    @property
+    def shown_label(self) -> str:
+        return NONE_OF_THESE if self.label is None else self.label
+
+    @property
+    def probability(self) -> float:
+        return self.ranks[0][1]
+
+    def to_json(self) -> dict[str, Any]:
+        first = {"label": self.label, "probability": self.probability}
+        row: dict[str, Any] = {"image": str(self.image), **first}
+        if len(self.ranks) > 1:
+            row["top"] = [{"label": name, "probability": p} for name, p in self.ranks]
+        return row
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier says of all pictures.
+
+    Attributes:
+        damaged: why the pictures that are left out could not be read.
+    """
+
+    rows: tuple[Prediction, ...]
+    damaged: tuple[DataError, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "predictions": [row.to_json() for row in self.rows],
+            "damaged": [error.what for error in self.damaged],
+        }
+
+    def check_complete(self) -> None:
+        """Raise DataError where pictures could not be read."""
+        if self.damaged:
+            raise DataError(
+                f"{len(self.damaged)} of {len(self.damaged) + len(self.rows)} pictures could not "
+                "be read",
+                why=self.damaged[0].what,
+                fix="repair or remove them; the others were labelled",
+            )
+
+
+def predict_pictures(
+    classifier: Classifier,
+    paths: Sequence[Path],
+    console: Console,
+    *,
+    top_k: int = 1,
+    batch: int = 64,
+    none_below: float | None = None,
+) -> Predictions:
+    """Label pictures; one that cannot be read is warned of and left out.
+
+    Args:
+        classifier: what labels them.
+        paths: the files.
+        console: of warnings and progress.
+        top_k: classes per picture.
+        batch: pictures per forward pass.
+        none_below: the probability below which no class is named; None for the usual one.
+
+    Raises:
+        UsageError: `none_below` of a classifier that always names a class.
+    """
+    least = _least_probability(none_below, classifier.learner.loss_name)
+    if classifier.normalization == "transductive":
+        console.warn("these predictions depend on which pictures are predicted together")
+    rows: list[Prediction] = []
+    damaged: list[DataError] = []
+    with console.progress("predicting", len(paths)) as advance:
+        for done, (path, answer) in enumerate(classifier.predict(paths, batch), start=1):
+            if isinstance(answer, DataError):
+                damaged.append(answer)
+                console.warn(f"{answer.what}: {answer.why}")
+            else:
+                rows.append(_prediction(path, answer, classifier.classes, top_k, least))
+            advance(done)
+    return Predictions(tuple(rows), tuple(damaged))
+
+
+def _least_probability(chosen: float | None, loss: str) -> float:
+    """Below which no class is named; under softmax one always is."""
+    if loss == "sigmoid":
+        return _LEAST_PROBABILITY if chosen is None else chosen
+    if chosen is not None:
+        raise UsageError(
+            "--none-below needs a classifier that judges each class by itself",
+            why=f"this one's model was trained with --loss {loss}, whose probabilities add up to "
+            "1: some class is always likely",
+            fix="leave it out, or adapt a model of hidra meta-train --loss sigmoid",
+        )
+    return 0.0
+
+
+def _prediction(
+    path: Path, answer: Tensor, classes: tuple[str, ...], top_k: int, least: float
+) -> Prediction:
+    values, places = answer.topk(min(top_k, len(classes)))
+    pairs = zip(values.tolist(), places.tolist(), strict=True)
+    ranks = tuple((classes[place], round(value, 6)) for value, place in pairs)
+    return Prediction(path, ranks[0][0] if answer.max() >= least else None, ranks)

@@ -1,0 +1,83 @@
+"""Predictions as a table, as CSV, as JSON lines and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hidra_cli.system.files import write_atomically
+
+if TYPE_CHECKING:
+    from hidra_cli.api.preprocessing import Preprocessing
+    from hidra_cli.jobs.predict import Prediction
+    from hidra_cli.system.console import Console
+
+Format = Literal["table", "csv", "jsonl"]
+MOST_ROWS = 200  # of the table; the other formats have no limit
+
+
+def write_predictions(
+    rows: Sequence[Prediction], form: Format, out: Path | None, console: Console
+) -> None:
+    """Print predictions, or write them into a file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    if out is not None:
+        as_lines = form == "jsonl" or out.suffix == ".jsonl"
+        write_atomically(out, (_json_lines(rows) if as_lines else _csv(rows)).encode())
+        console.note(f"written: {out}")
+    elif form == "table":
+        console.table(
+            f"{len(rows)} pictures" + (f", the first {MOST_ROWS}" if len(rows) > MOST_ROWS else ""),
+            ["picture", "label", "probability, %"],
+            [
+                [str(row.image) if rank == 0 else "", label, f"{100 * probability:.1f}"]
+                for row in rows[:MOST_ROWS]
+                for rank, (label, probability) in enumerate(_ranks(row))
+            ],
+            left=2,
+        )
+    else:
+        console.raw(_csv(rows) if form == "csv" else _json_lines(rows))
+
+
+def write_gallery(
+    rows: Sequence[Prediction], path: Path, preprocessing: Preprocessing, console: Console
+) -> None:
+    """Draw the first pictures and their labels into a PNG file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from hidra_cli.reports.figures import predictions_gallery
+
+    labels = [(row.image, row.shown_label, row.probability) for row in rows]
+    write_atomically(path, predictions_gallery(labels, preprocessing))
+    console.note(f"gallery: {path}")
+
+
+def _ranks(row: Prediction) -> list[tuple[str, float]]:
+    """(label, probability) of the answer and of the classes after it."""
+    return [(row.shown_label, row.probability), *row.ranks[1:]]
+
+
+def _csv(rows: Sequence[Prediction]) -> str:
+    """image, label, probability; with --top-k also label_2, probability_2, …"""
+    ranks = len(rows[0].ranks) if rows else 1
+    more = [f"{name}_{rank}" for rank in range(2, ranks + 1) for name in ("label", "probability")]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["image", "label", "probability", *more])
+    for row in rows:
+        writer.writerow([row.image, *(value for rank in _ranks(row) for value in rank)])
+    return text.getvalue()
+
+
+def _json_lines(rows: Sequence[Prediction]) -> str:
+    return "".join(json.dumps(row.to_json()) + "\n" for row in rows)
