@@ -24,7 +24,7 @@ ACCEPTED = (
     "one folder DIR and run: hidra prepare miniimagenet --source DIR. DIR holds either "
     "images/*.jpg with train.csv, val.csv and test.csv (columns filename,label) in DIR, "
     "DIR/splits or DIR/csv; or the folders train, val and test, each with class folders; or the "
-    "100 class folders named by WordNet id (n01532829, ...)"
+    "100 class folders named by WordNet id (n01532829, ...), or parts of them in train and val"
 )
 
 COLUMNS = ("filename", "label")
@@ -34,7 +34,8 @@ class MiniImageNet(Dataset):
     """miniImageNet from a folder of one's own: its licence forbids the program to fetch it.
 
     The class split is the one in the source: its csv files or its train, val and test folders.
-    Class folders without a split get the split of Ravi and Larochelle 2017 (64/16/20 classes).
+    Class folders without a split get the split of Ravi and Larochelle 2017 (64/16/20 classes). So
+    do folders that each hold some images of all classes: all images of a class are put together.
     """
 
     api_version = 1
@@ -128,26 +129,42 @@ def from_folders(source: Path) -> dict[Split, dict[str, list[Path]]]:
     Raises:
         DataError: neither layout, or a class folder has no images.
     """
-    if any((source / split).is_dir() for split in SPLITS):
-        absent = [split for split in SPLITS if not (source / split).is_dir()]
-        if absent:
-            raise unknown_layout(source, f"it has no folder {absent[0]}")
-        by_split = {split: dict(class_folders(source / split)) for split in SPLITS}
-        empty = [split for split in SPLITS if not by_split[split]]
-        if empty:
-            raise unknown_layout(source, f"its folder {empty[0]} has no class folders")
-        return by_split
+    parts = {split: class_folders(source / split) for split in SPLITS if (source / split).is_dir()}
+    if not parts:
+        return published_split(
+            class_folders(source), source, "neither train.csv nor a folder train"
+        )
+    together: dict[str, list[Path]] = {}
+    for classes in parts.values():
+        for label, images in classes.items():
+            together.setdefault(label, []).extend(images)
+    in_several = sum(map(len, parts.values())) > len(together)
+    if in_several and any(label in together for label in split_file("miniimagenet-ravi")["test"]):
+        return published_split(together, source, "the same classes in several folders")
+    absent = [split for split in SPLITS if split not in parts]
+    if absent:
+        raise unknown_layout(source, f"it has no folder {absent[0]}")
+    empty = [split for split in SPLITS if not parts[split]]
+    if empty:
+        raise unknown_layout(source, f"its folder {empty[0]} has no class folders")
+    return parts
+
+
+def published_split(
+    classes: dict[str, list[Path]], source: Path, layout: str
+) -> dict[Split, dict[str, list[Path]]]:
+    """Return the classes by the split of Ravi and Larochelle 2017.
+
+    Raises:
+        DataError: some of the 100 classes are missing.
+    """
     published = split_file("miniimagenet-ravi")
     wanted = [label for split in SPLITS for label in published[split]]
-    absent = [label for label in wanted if not (source / label).is_dir()]
+    absent = [label for label in wanted if label not in classes]
     if absent:
-        raise unknown_layout(
-            source,
-            "it has neither train.csv nor a folder train, and "
-            f"{len(wanted) - len(absent)} of {len(wanted)} class folders",
-        )
-    found = class_folders(source)
-    return {split: {label: found[label] for label in published[split]} for split in SPLITS}
+        count = f"{len(wanted) - len(absent)} of {len(wanted)} class folders"
+        raise unknown_layout(source, f"it has {layout}, and {count}")
+    return {split: {label: classes[label] for label in published[split]} for split in SPLITS}
 
 
 def unknown_layout(place: Path, why: str) -> DataError:

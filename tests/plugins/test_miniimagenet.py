@@ -86,6 +86,29 @@ def test_class_folders_get_the_published_split(tmp_path: Path, write_image: Writ
         classes(tmp_path / "all")
 
 
+def test_folders_that_hold_parts_of_every_class_are_put_together(
+    tmp_path: Path, write_image: WriteImage
+) -> None:
+    """The public copy has all classes in train/ and in val/, 500 and 100 images of each."""
+    image = write_image(tmp_path / "image.jpg")
+    published = split_file("miniimagenet-ravi")
+    labels = [label for names in published.values() for label in names]
+    for part, numbers in (("train", (0, 1)), ("val", (2,))):
+        for label in labels:
+            (tmp_path / "all" / part / label).mkdir(parents=True)
+            for number in numbers:
+                shutil.copy(image, tmp_path / "all" / part / label / f"{label}_{number}.jpg")
+    merged = classes(tmp_path / "all")
+    assert Counter(c.split for c in merged) == {"train": 64, "val": 16, "test": 20}
+    for one in merged:
+        assert one.name in published[one.split]
+        assert [path.name for path in one.images] == [f"{one.name}_{n}.jpg" for n in range(3)]
+    for part in ("train", "val"):
+        shutil.rmtree(tmp_path / "all" / part / labels[0])
+    with pytest.raises(DataError, match="99 of 100 class folders"):
+        classes(tmp_path / "all")
+
+
 def test_source_is_required_and_every_layout_listed() -> None:
     with pytest.raises(DataError) as caught:
         list(MiniImageNet(None).classes(NOWHERE))
