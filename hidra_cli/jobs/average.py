@@ -13,7 +13,7 @@ from hidra_cli.runs.checkpoint import Checkpoint, load_checkpoint
 from hidra_cli.runs.compatibility import differing_models, first_unlike
 from hidra_cli.runs.locate import find_checkpoint
 from hidra_cli.runs.model import restore_learner
-from hidra_cli.runs.records import AveragedRecord, CheckpointMeta
+from hidra_cli.runs.model_records import AveragedRecord, CheckpointMeta
 
 # What a checkpoint says of a model and of its data that all must have alike.
 _ALIKE = ("image_preprocessing", "objective", "dataset_hash")

@@ -26,7 +26,7 @@ from hidra_cli.runs.checkpoint import (
     save_checkpoint,
 )
 from hidra_cli.runs.model import TrainedModel, restore_learner
-from hidra_cli.runs.records import ClassifierMeta
+from hidra_cli.runs.model_records import ClassifierMeta
 
 CLASSIFIER_FORMAT = "hidra-classifier"
 

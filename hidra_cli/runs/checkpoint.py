@@ -17,7 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from hidra_cli.errors import DataError, RunError
-from hidra_cli.runs.records import CheckpointMeta, ClassifierMeta, ModelMeta, R, faults
+from hidra_cli.runs.model_records import CheckpointMeta, ClassifierMeta, ModelMeta
+from hidra_cli.runs.records import R, faults
 from hidra_cli.system.files import write_atomically
 
 CHECKPOINT_FORMAT = "hidra-checkpoint"

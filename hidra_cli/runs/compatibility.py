@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from hidra_cli.api.registry import Kind, find
 from hidra_cli.errors import HidraError, PluginError
-from hidra_cli.runs.records import ModelMeta
+from hidra_cli.runs.model_records import ModelMeta
 from hidra_cli.settings.changes import differing
 from hidra_cli.settings.schema import Settings
 

@@ -31,7 +31,8 @@ from hidra_cli.runs.compatibility import (
     require_plugins,
 )
 from hidra_cli.runs.locate import find_checkpoint
-from hidra_cli.runs.records import ModelMeta, StartRecord
+from hidra_cli.runs.model_records import ModelMeta
+from hidra_cli.runs.records import StartRecord
 from hidra_cli.settings.schema import Settings
 from hidra_cli.system.memory import keep_freed_memory
 from hidra_cli.tasks.objective import Objective

@@ -1,33 +1,30 @@
-"""What the files of a run hold: a model for each, with the bounds of every entry.
+"""What the JSON files of a run hold: a model for each, with the bounds of every entry.
 
-Entries stand in the order in which they are written. A checkpoint's hash depends on it.
+Entries stand in the order in which they are written.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
     model_validator,
 )
 
-from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.api.registry import Kind
 from hidra_cli.errors import DataError
 from hidra_cli.settings.declarations import MOST_STEPS
 from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS
 from hidra_cli.settings.schema import Settings
-from hidra_cli.tasks.objective import CLASSIFICATION, OBJECTIVES, REGRESSION, Objective
+from hidra_cli.tasks.objective import OBJECTIVES
 
 # JSON says which kind a value is of: "4" and true are not 4.
 Flag = Annotated[bool, Field(strict=True)]
@@ -61,22 +58,6 @@ class _Sparse(Record):
     @model_serializer(mode="wrap")
     def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in dump(self).items() if value is not None}
-
-
-def _preprocessing(value: Any) -> Preprocessing:
-    if isinstance(value, Preprocessing):
-        return value
-    try:
-        return Preprocessing.from_record(value)
-    except (KeyError, TypeError, AttributeError, OverflowError) as exc:
-        raise ValueError(f"{type(exc).__name__}: {exc}") from exc
-
-
-PreprocessingRecord = Annotated[
-    Preprocessing,
-    PlainValidator(_preprocessing),
-    PlainSerializer(Preprocessing.record, return_type=dict[str, Any]),
-]
 
 
 class PluginRecord(Record):
@@ -132,128 +113,6 @@ class ValidationRecord(_Scored):
     """A validation."""
 
     iteration: Count
-
-
-class AveragedRecord(Record):
-    """One of the models that a mean was taken of."""
-
-    sha256: Name
-    iteration: Count
-
-
-class ModelMeta(Record):
-    """What a file says of the model in it and of the data it was trained on.
-
-    Attributes:
-        image_shape: (C, H, W).
-        max_ways: the most classes of a training task.
-        invert: whether pictures are stored as 255 − value.
-        preprocessing: how pictures became images; None where there are none, and in older files.
-        iteration: of the training.
-    """
-
-    order: ClassVar[tuple[str, ...]]  # in which entries are written
-
-    settings: Settings
-    plugins: Annotated[dict[Kind, PluginRecord], Field(min_length=3)]
-    image_shape: tuple[Size, Size, Size]
-    max_ways: Size
-    dataset_hash: Name
-    invert: Flag
-    preprocessing: PreprocessingRecord | None = None
-    iteration: Count
-
-    @model_validator(mode="after")
-    def _of_one_shape(self) -> Self:
-        if self.image_preprocessing.image_shape != self.image_shape:
-            raise ValueError("its pictures are read in another shape than its model sees")
-        return self
-
-    @property
-    def image_preprocessing(self) -> Preprocessing:
-        """How a picture becomes an image; older files say the shape and `invert` alone."""
-        return self.preprocessing or Preprocessing(self.image_shape, self.invert)
-
-    @property
-    def objective(self) -> Objective:
-        """What the model was trained for."""
-        return CLASSIFICATION
-
-    def to_json(self) -> dict[str, Any]:
-        content = super().to_json()
-        return {name: content[name] for name in self.order}
-
-
-class CheckpointMeta(ModelMeta):
-    """What a checkpoint says: of the training so far, too.
-
-    Attributes:
-        problem: the name of an objective.
-        store: the name of the prepared file.
-        best: the best validation; None before the first, and of an average.
-        skipped: steps left out, in all and directly before this checkpoint.
-        average_of: the models it is the mean of; None, and not written, for a run's own.
-    """
-
-    order = (
-        "settings",
-        "plugins",
-        "problem",
-        "image_shape",
-        "max_ways",
-        "dataset_hash",
-        "store",
-        "invert",
-        "preprocessing",
-        "iteration",
-        "best",
-        "skipped",
-        "average_of",
-    )
-
-    problem: Literal["classification", "regression"] = "classification"
-    store: Text = ""
-    best: ValidationRecord | None
-    skipped: tuple[Count, Count]
-    average_of: tuple[AveragedRecord, ...] | None = None
-
-    @property
-    def objective(self) -> Objective:
-        return REGRESSION if self.problem == REGRESSION.name else CLASSIFICATION
-
-    def to_json(self) -> dict[str, Any]:
-        content = super().to_json()
-        if self.average_of is None:
-            del content["average_of"]
-        return content
-
-
-class ClassifierMeta(ModelMeta):
-    """What a classifier says: of its classes, too.
-
-    Attributes:
-        classes: N names.
-        steps: inner steps that it was adapted with.
-        made_from: path of the checkpoint.
-    """
-
-    order = (
-        "classes",
-        "settings",
-        "plugins",
-        "image_shape",
-        "max_ways",
-        "invert",
-        "preprocessing",
-        "steps",
-        "iteration",
-        "dataset_hash",
-        "made_from",
-    )
-
-    classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MOST_WAYS_OR_SHOTS)]
-    steps: Count
-    made_from: Text = ""
 
 
 class StartRecord(Record):

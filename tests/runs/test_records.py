@@ -16,9 +16,8 @@ from hidra_cli.runs.checkpoint import Checkpoint, checkpoint_bytes, load_checkpo
 from hidra_cli.runs.compatibility import MemoryLimit
 from hidra_cli.runs.directory import RunDir
 from hidra_cli.runs.locate import shipped_models
+from hidra_cli.runs.model_records import CheckpointMeta, ClassifierMeta
 from hidra_cli.runs.records import (
-    CheckpointMeta,
-    ClassifierMeta,
     Environment,
     EvaluationResult,
     Record,

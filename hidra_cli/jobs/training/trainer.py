@@ -37,8 +37,9 @@ from hidra_cli.runs.directory import RunDir
 from hidra_cli.runs.environment import used_plugins
 from hidra_cli.runs.metrics import MetricsFile, NoMetrics, open_metrics
 from hidra_cli.runs.model import begin_with, inner_loop
+from hidra_cli.runs.model_records import CheckpointMeta
 from hidra_cli.runs.plugin_check import check_learner
-from hidra_cli.runs.records import CheckpointMeta, StartRecord, ValidationRecord
+from hidra_cli.runs.records import StartRecord, ValidationRecord
 from hidra_cli.runs.scores import interval
 from hidra_cli.settings.schema import OuterSettings, Settings
 from hidra_cli.system.console import Advance, Console

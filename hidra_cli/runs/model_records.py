@@ -1,0 +1,164 @@
+"""What a file says of the model in it: a checkpoint, or a classifier.
+
+Entries stand in the order in which they are written. A checkpoint's hash depends on it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
+
+from hidra_cli.api.preprocessing import Preprocessing
+from hidra_cli.api.registry import Kind
+from hidra_cli.runs.records import (
+    Count,
+    Flag,
+    Name,
+    PluginRecord,
+    Record,
+    Size,
+    Text,
+    ValidationRecord,
+)
+from hidra_cli.settings.numbers import MOST_WAYS_OR_SHOTS
+from hidra_cli.settings.schema import Settings
+from hidra_cli.tasks.objective import CLASSIFICATION, REGRESSION, Objective
+
+
+def _preprocessing(value: Any) -> Preprocessing:
+    if isinstance(value, Preprocessing):
+        return value
+    try:
+        return Preprocessing.from_record(value)
+    except (KeyError, TypeError, AttributeError, OverflowError) as exc:
+        raise ValueError(f"{type(exc).__name__}: {exc}") from exc
+
+
+PreprocessingRecord = Annotated[
+    Preprocessing,
+    PlainValidator(_preprocessing),
+    PlainSerializer(Preprocessing.record, return_type=dict[str, Any]),
+]
+
+
+class AveragedRecord(Record):
+    """One of the models that a mean was taken of."""
+
+    sha256: Name
+    iteration: Count
+
+
+class ModelMeta(Record):
+    """What a file says of the model in it and of the data it was trained on.
+
+    Attributes:
+        image_shape: (C, H, W).
+        max_ways: the most classes of a training task.
+        invert: whether pictures are stored as 255 − value.
+        preprocessing: how pictures became images; None where there are none, and in older files.
+        iteration: of the training.
+    """
+
+    order: ClassVar[tuple[str, ...]]  # in which entries are written
+
+    settings: Settings
+    plugins: Annotated[dict[Kind, PluginRecord], Field(min_length=3)]
+    image_shape: tuple[Size, Size, Size]
+    max_ways: Size
+    dataset_hash: Name
+    invert: Flag
+    preprocessing: PreprocessingRecord | None = None
+    iteration: Count
+
+    @model_validator(mode="after")
+    def _of_one_shape(self) -> Self:
+        if self.image_preprocessing.image_shape != self.image_shape:
+            raise ValueError("its pictures are read in another shape than its model sees")
+        return self
+
+    @property
+    def image_preprocessing(self) -> Preprocessing:
+        """How a picture becomes an image; older files say the shape and `invert` alone."""
+        return self.preprocessing or Preprocessing(self.image_shape, self.invert)
+
+    @property
+    def objective(self) -> Objective:
+        """What the model was trained for."""
+        return CLASSIFICATION
+
+    def to_json(self) -> dict[str, Any]:
+        content = super().to_json()
+        return {name: content[name] for name in self.order}
+
+
+class CheckpointMeta(ModelMeta):
+    """What a checkpoint says: of the training so far, too.
+
+    Attributes:
+        problem: the name of an objective.
+        store: the name of the prepared file.
+        best: the best validation; None before the first, and of an average.
+        skipped: steps left out, in all and directly before this checkpoint.
+        average_of: the models it is the mean of; None, and not written, for a run's own.
+    """
+
+    order = (
+        "settings",
+        "plugins",
+        "problem",
+        "image_shape",
+        "max_ways",
+        "dataset_hash",
+        "store",
+        "invert",
+        "preprocessing",
+        "iteration",
+        "best",
+        "skipped",
+        "average_of",
+    )
+
+    problem: Literal["classification", "regression"] = "classification"
+    store: Text = ""
+    best: ValidationRecord | None
+    skipped: tuple[Count, Count]
+    average_of: tuple[AveragedRecord, ...] | None = None
+
+    @property
+    def objective(self) -> Objective:
+        return REGRESSION if self.problem == REGRESSION.name else CLASSIFICATION
+
+    def to_json(self) -> dict[str, Any]:
+        content = super().to_json()
+        if self.average_of is None:
+            del content["average_of"]
+        return content
+
+
+class ClassifierMeta(ModelMeta):
+    """What a classifier says: of its classes, too.
+
+    Attributes:
+        classes: N names.
+        steps: inner steps that it was adapted with.
+        made_from: path of the checkpoint.
+    """
+
+    order = (
+        "classes",
+        "settings",
+        "plugins",
+        "image_shape",
+        "max_ways",
+        "invert",
+        "preprocessing",
+        "steps",
+        "iteration",
+        "dataset_hash",
+        "made_from",
+    )
+
+    classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MOST_WAYS_OR_SHOTS)]
+    steps: Count
+    made_from: Text = ""
