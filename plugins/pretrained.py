@@ -29,7 +29,7 @@ class PublishedNetwork(Backbone):
 
     Args:
         image_shape: (C, H, W).
-        norm: of the run; None keeps the network's own layers and statistics.
+        norm: of the run; None, of a frozen network, keeps its own layers and statistics.
         model: the network without its last layer, with random weights.
         name: of the network.
         weights: what the user gave; "none" keeps the random weights.
@@ -38,6 +38,7 @@ class PublishedNetwork(Backbone):
     """
 
     api_version = 1
+    freezable = True
     mean: Tensor
     deviation: Tensor
 

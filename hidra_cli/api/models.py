@@ -41,10 +41,14 @@ class Backbone(nn.Module, ABC):
         api_version: the `API_VERSION` the plugin was written for.
         features: F, set by `__init__`.
         vectors: whether inputs may be D numbers of any size, as (n, 1, 1, D), and no images.
+        freezable: whether it can be built with `norm` None, as a network with the layers and the
+            statistics that it was published with (`--normalization frozen`). `load_pretrained` is
+            then called on every new model, because no checkpoint holds its weights.
     """
 
     api_version: ClassVar[int]
     vectors: ClassVar[bool] = False
+    freezable: ClassVar[bool] = False
     features: int
 
     @abstractmethod
@@ -55,8 +59,8 @@ class Backbone(nn.Module, ABC):
         """Read weights from files or downloads, where there are such.
 
         Called once on a new model, never on one that gets its weights from a checkpoint: a
-        checkpoint must do without those files. Raise `ValueError` for a bad option value,
-        `DataError` for a file that is missing or damaged.
+        checkpoint must do without those files, unless the network is frozen. Raise `ValueError`
+        for a bad option value, `DataError` for a file that is missing or damaged.
         """
 
 

@@ -170,7 +170,7 @@ def meta_gradient(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> Outco
     """
     losses, scores = [], []
     with meta_training(learner):
-        for task in batch.tasks():
+        for task in batch.mapped(learner.precomputed).tasks():
             outer, last, logits = outer_loss(learner, task, inner)
             (outer / len(batch)).backward()  # type: ignore[no-untyped-call]
             losses.append(last.item())

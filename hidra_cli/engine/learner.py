@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -13,12 +14,21 @@ from torch.func import functional_call
 
 from hidra_cli.api import Backbone, FastWeights, Head
 from hidra_cli.engine import losses
+from hidra_cli.engine.frozen import FrozenNetwork
 from hidra_cli.engine.losses import LossName
-from hidra_cli.engine.normalization import Episode, Mode, adapting, full_precision, reads_support
+from hidra_cli.engine.normalization import (
+    Episode,
+    Normalization,
+    adapting,
+    full_precision,
+    reads_support,
+)
 from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.task_batch import Task
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+# Images that a frozen network takes at once: more take more memory, and no less time.
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Learner(nn.Module):
         backbone: Backbone,
         head: Head,
         episode: Episode,
-        normalization: Mode,
+        normalization: Normalization,
         precision: Precision = "float32",
         loss: LossName = "softmax",
         rates: LearnedRates | None = None,
@@ -77,11 +87,15 @@ class Learner(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.backbone.parameters()).device
+        return self._some_tensor.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.backbone.parameters()).dtype
+        return self._some_tensor.dtype
+
+    @property
+    def _some_tensor(self) -> Tensor:
+        return next(chain(self.backbone.parameters(), self.backbone.buffers()))
 
     @property
     def symmetric(self) -> bool:
@@ -115,6 +129,21 @@ class Learner(nn.Module):
     def separated(self, weights: Weights, task: Task) -> Weights:
         """Weights that are the task's own; of one task they always are."""
         return weights
+
+    @torch.no_grad()
+    def precomputed(self, images: Tensor) -> Tensor:
+        """Images (…, C, H, W) → features (…, F) of a frozen network, which no inner step changes.
+
+        Other backbones' images, and features, stay as they are.
+        """
+        if not isinstance(self.backbone, FrozenNetwork) or images.dim() < 4:
+            return images
+        leading = images.shape[:-3]
+        if not leading.numel():
+            return images.new_empty(*leading, self.backbone.features)
+        parts = torch.split(images.flatten(0, -4), _AT_ONCE)
+        features = torch.cat([full_precision(self.features({}, part)) for part in parts])
+        return features.reshape(*leading, -1)
 
     def features(
         self,
@@ -182,6 +211,8 @@ def channels_last(images: Tensor) -> Tensor:
 
     One channel is told by the stride of its dimension alone, which says how convolutions answer.
     """
+    if images.dim() != 4:  # features
+        return images
     n, c, h, w = images.shape
     if c == 1:
         return images.reshape(n, h, w, 1).permute(0, 3, 1, 2)

@@ -6,6 +6,7 @@
 - `transductive`: from the batch itself, so the queries see each other (what MAML's published
   numbers used).
 - `none`: no statistics, a learned affine only (what the authors' HIDRA code does).
+- `frozen`: the layers of a pre-trained network as they were published; see `frozen.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hidra_cli.api import NormFactory
 from hidra_cli.engine.kernels.pooled_moments import can_pool, pooled_moments
 
 Mode = Literal["support", "tasknorm", "transductive", "none"]
+Normalization = Literal[Mode, "frozen"]
 EPSILON = 1e-5
 
 

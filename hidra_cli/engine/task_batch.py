@@ -1,12 +1,14 @@
 """Tasks as tensors.
 
 Shapes: T tasks, N ways, K shots, Q queries per class, n examples, C channels, H × W pixels.
-Of functions of D numbers, "images" are (…, 1, 1, D) and "labels" values (…, N).
+Of functions of D numbers, "images" are (…, 1, 1, D) and "labels" values (…, N). Of a frozen network
+"images" may be features (…, F).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,6 +73,11 @@ class Task:
         """How many tasks this is."""
         return 1
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Task:
+        """The task with other images."""
+        support, query = change(self.support_images), change(self.query_images)
+        return replace(self, support_images=support, query_images=query)
+
     def generator(self) -> torch.Generator:
         """Fresh randomness for a head, the same whenever this task is seen."""
         return torch.Generator().manual_seed(self.generator_key)
@@ -104,6 +111,12 @@ class TaskBatch:
     def tasks(self) -> list[Task]:
         """Each task by itself."""
         return [self.task(index) for index in range(len(self))]
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """The batch with other images."""
+        support = replace(self.support, images=change(self.support.images))
+        query = replace(self.query, images=change(self.query.images))
+        return replace(self, support=support, query=query)
 
     def only(self, index: int) -> TaskBatch:
         """The batch of one of the tasks."""

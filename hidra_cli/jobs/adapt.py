@@ -133,15 +133,16 @@ def adapt_pictures(
     counts = dict(zip(classes, labels.bincount(minlength=len(classes)).tolist(), strict=True))
     _check_numbers(counts, request.ways, request.shots)
     model.check((len(classes),), model.image_shape)
-    held_out = hold_out(model, images, labels, len(classes)) if request.steps is None else None
+    features = model.learner.precomputed(images)
+    held_out = hold_out(model, features, labels, len(classes)) if request.steps is None else None
     steps = request.steps if held_out is None else held_out.steps
     model = model if steps is None else replace(model, steps=steps)
     query = None
     if pictures.query is not None:
         asked = labelled_pictures(pictures.query).within(classes, pictures.query)
         query_images = read_pictures(asked.paths, preprocessing).to(request.device)
-        query = (query_images, labels.new_tensor(asked.labels))
-    task = own_task((images, labels), query, len(classes))
+        query = (model.learner.precomputed(query_images), labels.new_tensor(asked.labels))
+    task = own_task((features, labels), query, len(classes))
     adapted = adapt_task(model, task)
     check_finite(adapted)
     if query is not None:
@@ -155,6 +156,7 @@ def adapt_pictures(
     name = f"{pictures.support.resolve().name}-{len(classes)}w"
     path = made(request.out or results_home(model.path) / "adapted" / name)
     path /= "classifier.safetensors"
+    task = replace(task, support_images=images)
     save_classifier(path, model, adapted.weights, task, classes, keep=request.keep)
     queries = 0 if query is None else len(query[1])
     return OwnAdaptation(model, counts, held_out, adapted, mistakes, queries, path)

@@ -138,6 +138,7 @@ def save_classifier(
         max_ways=model.max_ways,
         invert=preprocessing.invert,
         preprocessing=preprocessing,
+        network=model.meta.network,
         steps=model.steps,
         iteration=model.meta.iteration,
         dataset_hash=model.meta.dataset_hash,

@@ -97,6 +97,7 @@ def own_task(
 def adapt_task(model: TrainedModel, task: Task) -> Adapted:
     """Learn a task's support set and follow the query accuracy."""
     learner, accuracies, losses = model.learner, [], []
+    task = task.mapped(learner.precomputed)
     correct = torch.empty(0, dtype=torch.bool)
     with memory_errors():
         for weights in adapt(learner, task, model.inner, meta=False, steps=model.steps):
@@ -113,6 +114,7 @@ def adapt_task(model: TrainedModel, task: Task) -> Adapted:
 @torch.no_grad()
 def predictions(model: TrainedModel, weights: Weights, task: Task) -> Tensor:
     """The labels (n,) that adapted weights give a task's queries."""
+    task = task.mapped(model.learner.precomputed)
     return model.learner.query_logits(weights, task).argmax(1)
 
 
@@ -121,7 +123,7 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
 
     Args:
         model: what is adapted.
-        images: (n, C, H, W) of the support set.
+        images: (n, C, H, W) of the support set, or their features (n, F) of a frozen network.
         labels: (n,).
         ways: N.
 
@@ -133,6 +135,7 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
         return None
     folds, place = min(MOST_FOLDS, shots), _place_within_class(labels)
     masks = [place % folds == fold for fold in range(folds)]
+    images = model.learner.precomputed(images)
     tasks = [own_task((images[~m], labels[~m]), (images[m], labels[m]), ways) for m in masks]
     most, truth = max(MOST_STEPS, model.steps), labels.cpu()
     paths = [adapt(model.learner, t, model.inner, meta=False, steps=most) for t in tasks]

@@ -60,7 +60,8 @@ def build_learner(
     Two heads with one seed therefore start from the same backbone.
 
     Args:
-        restoring: its weights will come from a checkpoint, so that pre-trained ones are not read.
+        restoring: its weights will come from a checkpoint, so that pre-trained ones are not read,
+            but for those of a frozen network, which no checkpoint holds.
 
     Raises:
         UsageError: unknown plugin, option or value.
@@ -69,16 +70,20 @@ def build_learner(
     """
     import torch
 
+    from hidra_cli.engine.frozen import FrozenNetwork
     from hidra_cli.engine.learner import Learner
-    from hidra_cli.engine.normalization import adapting, norm_factory
+    from hidra_cli.engine.normalization import Episode, adapting, norm_factory
     from hidra_cli.engine.rates import LearnedRates
     from hidra_cli.system.random_streams import stream_key
 
     model, inner, seed = settings.model, settings.inner, settings.run.seed
-    factory, episode = norm_factory(model.normalization)
+    mode = model.normalization
+    factory, episode = (None, Episode()) if mode == "frozen" else norm_factory(mode)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(seed, "backbone"))
         plugin, component, options = _chosen("backbone", model.backbone, model.backbone_options)
+        if mode == "frozen" and not component.freezable:
+            raise _not_freezable(plugin)
         backbone = build(plugin, component, image_shape, factory, **options)
         if not isinstance(getattr(backbone, "features", None), int):
             raise PluginError(
@@ -86,9 +91,11 @@ def build_learner(
                 why="it sets no number of features",
                 fix=registry.blame(plugin),
             )
-        if not restoring:
+        if mode == "frozen" or not restoring:
             with _told(plugin):
                 backbone.load_pretrained()
+        if mode == "frozen":
+            backbone = FrozenNetwork(backbone)
         torch.manual_seed(stream_key(seed, "head"))
         plugin, component, options = _chosen("head", model.head, model.head_options)
         head = build(plugin, component, backbone.features, max_ways, **options)
@@ -101,6 +108,16 @@ def build_learner(
     return learner.eval()  # but for `meta_training`
 
 
+def _not_freezable(plugin: registry.Plugin) -> UsageError:
+    known = registry.plugins("backbone")
+    able = [p.name for p in known if _loads(p) and registry.load(p).freezable]
+    return UsageError(
+        f"the backbone '{plugin.name}' cannot be frozen",
+        why="it is no published network: before meta-training it knows nothing",
+        fix=f"--backbone {' or '.join(able)}, or another --normalization",
+    )
+
+
 def check_head_can(settings: Settings, ways: tuple[int, ...]) -> None:
     """Refuse a fixed-way head for several numbers of ways, and a setting that cannot learn.
 
@@ -111,6 +128,12 @@ def check_head_can(settings: Settings, ways: tuple[int, ...]) -> None:
     head = registry.load(plugin)
     if not head.any_ways and len(ways) > 1:
         raise fixed_ways_error(settings.model.head, ways, None)
+    if settings.inner.adapt == "body" and settings.model.normalization == "frozen":
+        raise UsageError(
+            "a frozen network does not adapt",
+            why="with --adapt body and --normalization frozen nothing would learn a task",
+            fix="--adapt head, or another --normalization",
+        )
     if settings.inner.adapt == "body" and head.identical_neurons:
         raise UsageError(
             f"the head '{plugin.name}' cannot learn a task when only the body adapts",

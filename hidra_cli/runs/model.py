@@ -32,9 +32,10 @@ from hidra_cli.runs.compatibility import (
 )
 from hidra_cli.runs.locate import find_checkpoint
 from hidra_cli.runs.model_records import ModelMeta
+from hidra_cli.runs.network import check_network, needing_network
 from hidra_cli.runs.records import StartRecord
 from hidra_cli.settings.schema import Settings
-from hidra_cli.system.memory import keep_freed_memory
+from hidra_cli.system.memory import available_memory, keep_freed_memory
 from hidra_cli.tasks.objective import Objective
 
 # What building a model may take beside its weights: other buffers, and copies while it starts.
@@ -163,7 +164,8 @@ def load_model(
 def restore_learner(checkpoint: Checkpoint, meta: ModelMeta, settings: Settings) -> Learner:
     """Build a learner and give it a checkpoint's weights, on the CPU.
 
-    It is built only as long as it takes no more memory than the weights in the file suggest.
+    It is built only as long as it takes no more memory than the weights in the file suggest, and
+    those of a frozen network that the file names.
 
     Args:
         checkpoint: the file.
@@ -172,16 +174,20 @@ def restore_learner(checkpoint: Checkpoint, meta: ModelMeta, settings: Settings)
 
     Raises:
         UsageError: the mode's layers have other weights than the checkpoint holds.
+        DataError: the weights of a frozen network cannot be had, or are others.
         PluginError: a plugin it needs is missing; names the package.
         RunError: the weights do not fit.
     """
     require_plugins(checkpoint.path, meta)
     held = checkpoint.part("model")
     size = sum(tensor.nbytes for tensor in held.values())
+    if meta.network is not None:
+        size = min(size + meta.network.size, available_memory() // _COPIES)
     too_large = f"that model takes more memory than weights of {size:,} bytes do"
     limit = MemoryLimit(_SPARE_BYTES + _COPIES * size, restore_error(checkpoint, meta, too_large))
-    with limit:
+    with limit, needing_network(checkpoint.path, meta):
         learner = build_learner(settings, meta.image_shape, meta.max_ways, restoring=True)
+    check_network(checkpoint.path, meta, learner)
     expected = learner.state_dict()
     trained, asked = meta.settings.model.normalization, settings.model.normalization
     if held.keys() != expected.keys() and asked != trained:
@@ -229,5 +235,6 @@ def begin_with(learner: Learner, settings: Settings, chosen: Path) -> StartRecor
             fix="give the settings that it was trained with (its run's config.toml as --config, or "
             "its --preset), or leave --start-from out",
         )
+    check_network(checkpoint.path, meta, learner)
     learner.load_state_dict(weights)
     return StartRecord(checkpoint=str(checkpoint.path), sha256=checkpoint.sha256)

@@ -16,6 +16,7 @@ from hidra_cli.runs.records import (
     Flag,
     Name,
     PluginRecord,
+    Positive,
     Record,
     Size,
     Text,
@@ -49,6 +50,19 @@ class AveragedRecord(Record):
     iteration: Count
 
 
+class NetworkRecord(Record):
+    """The frozen network of a model, whose weights are not in the file.
+
+    Attributes:
+        sha256: of its tensors.
+        size: bytes of its tensors.
+    """
+
+    name: Name
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: Positive
+
+
 class ModelMeta(Record):
     """What a file says of the model in it and of the data it was trained on.
 
@@ -57,6 +71,7 @@ class ModelMeta(Record):
         max_ways: the most classes of a training task.
         invert: whether pictures are stored as 255 − value.
         preprocessing: how pictures became images; None where there are none, and in older files.
+        network: what is frozen of the model; None, and not written, where nothing is.
         iteration: of the training.
     """
 
@@ -69,7 +84,14 @@ class ModelMeta(Record):
     dataset_hash: Name
     invert: Flag
     preprocessing: PreprocessingRecord | None = None
+    network: NetworkRecord | None = None
     iteration: Count
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.settings.model.normalization == "frozen") != (self.network is not None):
+            raise ValueError("network: a frozen model names it, and no other does")
+        return self
 
     @model_validator(mode="after")
     def _of_one_shape(self) -> Self:
@@ -89,7 +111,9 @@ class ModelMeta(Record):
 
     def to_json(self) -> dict[str, Any]:
         content = super().to_json()
-        return {name: content[name] for name in self.order}
+        if self.network is None:
+            del content["network"]
+        return {name: content[name] for name in self.order if name in content}
 
 
 class CheckpointMeta(ModelMeta):
@@ -113,6 +137,7 @@ class CheckpointMeta(ModelMeta):
         "store",
         "invert",
         "preprocessing",
+        "network",
         "iteration",
         "best",
         "skipped",
@@ -153,6 +178,7 @@ class ClassifierMeta(ModelMeta):
         "max_ways",
         "invert",
         "preprocessing",
+        "network",
         "steps",
         "iteration",
         "dataset_hash",

@@ -55,9 +55,12 @@ class Tasks:
 class Model:
     """Backbone, head, and the normalization every layer of the backbone gets.
 
-    `loss` is what outputs are fitted to, in the inner and the outer loop: "softmax" for classes
-    that exclude each other, "sigmoid" one yes or no per class, "mse" squared error. `start_from` is
-    a run, a checkpoint or a model that ships with hidra, with whose weights meta-training begins.
+    `normalization` "frozen" takes a pre-trained network (backbone timm or torchvision) as it was
+    published. It keeps its own statistics, nothing trains it, and tasks are learned by the head
+    alone. `loss` is what outputs are fitted to, in the inner and the outer loop: "softmax" for
+    classes that exclude each other, "sigmoid" one yes or no per class, "mse" squared error.
+    `start_from` is a run, a checkpoint or a model that ships with hidra, with whose weights
+    meta-training begins.
     """
 
     title: ClassVar = "Model"
@@ -70,8 +73,8 @@ class Model:
     head_options: dict[str, Any] = setting(
         {}, "Option of the head; may be repeated.", flag="--head-opt", options_of="head"
     )
-    normalization: Literal["support", "tasknorm", "transductive", "none"] = setting(
-        "support", "Where the statistics of every layer come from."
+    normalization: Literal["support", "tasknorm", "transductive", "none", "frozen"] = setting(
+        "support", "Where the statistics of every layer come from; frozen: a network as published."
     )
     loss: Literal["softmax", "sigmoid", "mse"] = setting(
         "softmax", "Loss of the outputs; sigmoid is one-vs-rest."

@@ -62,10 +62,16 @@ class Strategy(ABC):
         """Parts whose sum is the gradient of the mean query loss over T tasks."""
 
     @abstractmethod
+    def scores_of(
+        self, batch: TaskBatch, inner: InnerLoop, steps: int, every_step: bool
+    ) -> list[list[float]]:
+        """What `scores` gives, of tasks whose features are there where the network is frozen."""
+
     def scores(
         self, batch: TaskBatch, inner: InnerLoop, steps: int, *, every_step: bool = False
     ) -> list[list[float]]:
         """For each task the query score after S steps; or before and after each, S + 1 numbers."""
+        return self.scores_of(batch.mapped(self.learner.precomputed), inner, steps, every_step)
 
     def other_processes(self, tasks: int) -> int:
         """How many worker processes share T tasks, once training takes long enough."""
@@ -79,6 +85,7 @@ class Strategy(ABC):
         """Add the gradient of the mean query loss over T tasks to the meta-parameters' `.grad`."""
         parameters = list(self.learner.parameters())
         losses, scores, tasks = [], [], []
+        batch = batch.mapped(self.learner.precomputed)
         with self.between_tasks(), meta_training(self.learner):
             for part in self.gradients(batch, inner):
                 for parameter, gradient in zip(parameters, part.gradients, strict=True):
@@ -101,8 +108,8 @@ class TaskByTask(Strategy):
         work = partial(task_gradients, inner=inner, of=len(batch), recompute=self.recompute)
         yield from self.each(batch, work)
 
-    def scores(
-        self, batch: TaskBatch, inner: InnerLoop, steps: int, *, every_step: bool = False
+    def scores_of(
+        self, batch: TaskBatch, inner: InnerLoop, steps: int, every_step: bool
     ) -> list[list[float]]:
         work = partial(task_scores, inner=inner, steps=steps, every_step=every_step)
         return list(self.each(batch, work))

@@ -89,7 +89,7 @@ def _trial_batch(learner: Learner, image_shape: tuple[int, int, int]) -> TaskBat
     labels = torch.arange(ways, device=learner.device).expand(2, -1)
     images = torch.zeros(2, ways, *image_shape, device=learner.device, dtype=learner.dtype)
     examples = Examples(images, labels)
-    return TaskBatch(examples, examples, ways, 1, (0, 1))
+    return TaskBatch(examples, examples, ways, 1, (0, 1)).mapped(learner.precomputed)
 
 
 def _cannot_stack(learner: Learner, image_shape: tuple[int, int, int]) -> str:

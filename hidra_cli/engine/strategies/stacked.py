@@ -29,8 +29,8 @@ class Batched(Strategy):
         for chunk in chunks(batch, self.micro_batch):
             yield task_gradients(learner, stacked(chunk), inner, len(batch), self.recompute)
 
-    def scores(
-        self, batch: TaskBatch, inner: InnerLoop, steps: int, *, every_step: bool = False
+    def scores_of(
+        self, batch: TaskBatch, inner: InnerLoop, steps: int, every_step: bool
     ) -> list[list[float]]:
         learner = StackedLearner(self.learner)
         scores: list[list[float]] = []

@@ -38,6 +38,7 @@ from hidra_cli.runs.environment import used_plugins
 from hidra_cli.runs.metrics import MetricsFile, NoMetrics, open_metrics
 from hidra_cli.runs.model import begin_with, inner_loop
 from hidra_cli.runs.model_records import CheckpointMeta
+from hidra_cli.runs.network import network_record
 from hidra_cli.runs.plugin_check import check_learner
 from hidra_cli.runs.records import StartRecord, ValidationRecord
 from hidra_cli.runs.scores import interval
@@ -473,6 +474,7 @@ class MetaTrainer:
             store=Path(self.data.place).name,
             invert=self.data.attributes["invert"] == "True",
             preprocessing=json.loads(self.data.attributes.get("preprocessing", "null")),
+            network=network_record(self.learner),
             iteration=self.iteration,
             best=self.best.record(self.objective) if self.best else None,
             skipped=(self.skipped, self.skipped_in_a_row),
