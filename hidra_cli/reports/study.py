@@ -1,19 +1,75 @@
-"""What a study found: tables, differences, learning curves."""
+"""The results of a study: tables, differences, learning curves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hidra_cli.jobs.study.plan import Study, Training
-from hidra_cli.reports.figures import Curve
+from hidra_cli.jobs.study.plan import Study, Training, trainings
+from hidra_cli.jobs.study.runner import StudyRun
+from hidra_cli.reports.figures import (
+    Curve,
+    differences_over_ways,
+    learning_curves,
+    scores_over_ways,
+)
 from hidra_cli.reports.run_facts import read_metrics
 from hidra_cli.runs.directory import RunDir
-from hidra_cli.runs.scores import Cell, compare, interval
+from hidra_cli.runs.records import EvaluationResult, load_record
+from hidra_cli.runs.scores import Cell, compare, interval, read_episodes
 from hidra_cli.settings.numbers import format_numbers
+from hidra_cli.system.files import write_atomically, write_json
 from hidra_cli.tasks.objective import OBJECTIVES, Objective
+
+if TYPE_CHECKING:
+    from hidra_cli.system.console import Console
+
+
+def show_plan(study: Study, console: Console) -> None:
+    """Print the runs of a study."""
+    runs = list(trainings(study))
+    console.table(
+        study.title,
+        ["run", "iterations", "tested at ways"],
+        [[run.name, str(run.iterations), ", ".join(map(str, run.ways))] for run in runs],
+    )
+    console.result({"title": study.title, "runs": [run.name for run in runs]})
+
+
+def report_study(study: Study, runs: Sequence[StudyRun], place: Path, console: Console) -> None:
+    """Write table.md, study.json and the figures of a study, and print its table."""
+    cells = pooled(study, ((r.training, read_episodes(r.tested / "episodes.csv")) for r in runs))
+    scores = summary(study, cells)
+    table = markdown(study, scores)
+    objective = cells[0].objective
+    curves = learning(study, ((r.training, r.run) for r in runs), objective)
+    first = load_record(runs[0].tested / "result.json", EvaluationResult)
+    results = {run.name: run.result for run in runs}
+    content: dict[str, Any] = {
+        "format_version": 1,
+        "study": study.model_dump(mode="json", exclude_none=True),
+        **scores,
+        "learning": [asdict(curve) for curve in curves],
+        "tasks_per_second": {n: r.tasks_per_second if r else None for n, r in results.items()},
+        "dataset_hash": first.dataset_hash,
+        "environment": first.environment.to_json(),
+    }
+    write_atomically(place / "table.md", f"# {study.title}\n\n{table}".encode())
+    figures = {"scores.png": scores_over_ways(cells, study.title)}
+    if differences := scores["differences"]:
+        figures["differences.png"] = differences_over_ways(differences, study.title, objective)
+    if curves:
+        figures["learning.png"] = learning_curves(curves, study.title, objective)
+    for name, figure in figures.items():
+        write_atomically(place / name, figure)
+    write_json(place / "study.json", content)
+    console.print(f"{study.title}\n\n{table}")
+    console.print(f"written: {place / 'table.md'}, {place / 'study.json'}, {', '.join(figures)}")
+    console.result(content | {"folder": str(place)})
 
 
 def pooled(study: Study, tested: Iterable[tuple[Training, Sequence[Cell]]]) -> list[Cell]:
@@ -85,9 +141,9 @@ def _references(study: Study) -> dict[str, str]:
     return {label[name]: label[minus[name]] for name in minus if name not in references}
 
 
-def markdown(study: Study, found: Mapping[str, Any]) -> str:
+def markdown(study: Study, scores: Mapping[str, Any]) -> str:
     """The table of a study: a row per model, a column per number of ways."""
-    evaluation, objective = study.evaluation, OBJECTIVES[found["metric"]]
+    evaluation, objective = study.evaluation, OBJECTIVES[scores["metric"]]
     lines = [
         f"Test {objective.heading}, mean ± 95 % interval over {evaluation.episodes} episodes of "
         f"each seed ({', '.join(map(str, study.seeds))}), {evaluation.queries} queries "
@@ -96,8 +152,8 @@ def markdown(study: Study, found: Mapping[str, Any]) -> str:
     for shots in evaluation.shots:
         lines += ["", f"| {shots}-shot | {' | '.join(f'{n} ways' for n in evaluation.ways)} |"]
         lines.append("|---|" + "---:|" * len(evaluation.ways))
-        here = [row for row in found["results"] if row["shots"] == shots]
-        compared = [row for row in found["differences"] if row["shots"] == shots]
+        here = [row for row in scores["results"] if row["shots"] == shots]
+        compared = [row for row in scores["differences"] if row["shots"] == shots]
         for label in dict.fromkeys(row["model"] for row in here):
             own = [row for row in here if row["model"] == label]
             lines.append(_line(label, own, objective.key, objective, study))

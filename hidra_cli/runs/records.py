@@ -223,9 +223,13 @@ class EvaluatedModel(Record):
 
 
 class ProtocolModel(Record):
-    """A model and how it adapts, as a protocol names it."""
+    """A model and how it adapts, as a protocol names it.
 
-    sha256: Name
+    Attributes:
+        sha256: of its checkpoint; None where an older file does not say it.
+    """
+
+    sha256: Name | None
     steps: Count
     normalization: Name
 
@@ -271,6 +275,28 @@ class EvaluationResult(Record):
     results: tuple[ScoreRecord, ...]
     comparisons: tuple[DifferenceRecord, ...]
     environment: Environment
+
+    @property
+    def measured(self) -> EvaluationProtocol | None:
+        """The protocol, or what the other entries of an older file say of it; None without rows."""
+        if self.protocol is not None or not self.results:
+            return self.protocol
+        names = {model.name for model in self.models}
+        return EvaluationProtocol(
+            models=tuple(
+                ProtocolModel(sha256=None, steps=m.steps, normalization=m.normalization)
+                for m in self.models
+            ),
+            dataset_hash=self.dataset_hash,
+            split=self.split,
+            within_groups=self.within_groups,
+            ways=tuple(sorted({row.ways for row in self.results})),
+            shots=tuple(sorted({row.shots for row in self.results})),
+            queries=self.queries,
+            episodes=self.results[0].episodes,
+            seed=self.seed,
+            pixels=any(row.model not in names for row in self.results),
+        )
 
 
 R = TypeVar("R", bound=Record)

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hidra_cli.jobs.study.plan import load_study, trainings
+from hidra_cli.jobs.study.plan import is_wanted, load_study, trainings
 from hidra_cli.reports.study import markdown, summary
+from hidra_cli.runs.records import EvaluationProtocol, ProtocolModel
 from hidra_cli.runs.scores import Cell, interval, read_episodes
 from hidra_cli.tasks.objective import CLASSIFICATION
 
@@ -215,6 +217,49 @@ def test_a_changed_study_takes_no_run_of_before(
     assert again.json["learning"] == []
     file.write_text(text.replace("filters = 4", "filters = 5"))
     assert "filters" in hidra(*command).err
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({}, True),
+        ({"dataset_hash": "of other data"}, True),  # which the evaluation warned of
+        ({"ways": (2,)}, False),
+        ({"shots": (5,)}, False),
+        ({"queries": 4}, False),
+        ({"episodes": 7}, False),
+        ({"seed": 1}, False),
+        ({"split": "val"}, False),
+        ({"within_groups": True}, False),
+        ({"pixels": True}, False),
+        ({"models": ()}, False),
+        ({"sha256": None}, True),  # an older file
+        ({"sha256": "of another checkpoint"}, False),
+        ({"steps": 2}, False),
+        ({"normalization": "none"}, False),
+    ],
+)
+def test_a_study_takes_an_evaluation_by_its_protocol(
+    file: Path, change: dict[str, Any], wanted: bool
+) -> None:
+    study = load_study(file)
+    training = next(trainings(study))
+    model = {"sha256": "a", "steps": 1, "normalization": "support"}
+    protocol = {
+        "models": (ProtocolModel.model_validate(model | change),),
+        "dataset_hash": "d",
+        "split": "test",
+        "within_groups": False,
+        "ways": (2, 4),
+        "shots": (1,),
+        "queries": 3,
+        "episodes": 6,
+        "seed": 0,
+        "pixels": False,
+    }
+    measured = EvaluationProtocol.model_validate(protocol | change)
+    assert is_wanted(study, training, measured, "a") is wanted
+    assert is_wanted(study, training, measured, None) is (wanted or "sha256" in change)
 
 
 def test_a_stopped_study_goes_on(hidra: Hidra, file: Path, tmp_path: Path, cache_dir: Path) -> None:

@@ -85,6 +85,12 @@ def test_files_of_a_run_read_and_written_are_the_same(
     }
     for path, kind in kinds.items():
         assert text(load_record(path, kind).to_json()) == text(json.loads(path.read_text()))
+    result = load_record(tmp_path / "result.json", EvaluationResult)
+    older = result.model_copy(update={"protocol": None})
+    assert result.measured is not None
+    assert older.measured is not None
+    models = [model.model_copy(update={"sha256": None}) for model in result.measured.models]
+    assert older.measured == result.measured.model_copy(update={"models": tuple(models)})
 
 
 @pytest.mark.parametrize(

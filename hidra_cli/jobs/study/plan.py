@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hidra_cli.errors import UsageError
-from hidra_cli.runs.records import EvaluationResult
+from hidra_cli.runs.records import EvaluationProtocol, ProtocolModel
 from hidra_cli.settings.layers import Resolved, flatten, lay_over, nest, resolve
 from hidra_cli.settings.numbers import Numbers, format_numbers
 
@@ -165,12 +165,40 @@ def evaluate_flags(study: Study, training: Training) -> list[str]:
         "steps": model.steps,
         "normalization": model.normalization,
     }
-    given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    return [*given, "--last-step"]
+    return [
+        *(f"--{name}={value}" for name, value in flags.items() if value is not None),
+        "--last-step",
+    ]
 
 
-def tested_flags(result: EvaluationResult | None) -> list[str]:
-    """The same flags, of the evaluation that wrote a result.json; none of a damaged one."""
-    command = result.environment.command if result is not None else None
-    flags = command[3:] if command is not None else ()
-    return [flag for flag in flags if not flag.startswith(("--out=", "--cache-dir="))]
+def is_wanted(
+    study: Study, training: Training, measured: EvaluationProtocol, sha256: str | None
+) -> bool:
+    """Whether an evaluation is the one that a study asks for, of one run.
+
+    Args:
+        measured: the protocol of the evaluation.
+        sha256: of the run's model; None where the run is not there any more.
+    """
+    evaluation, model = study.evaluation, study.models[training.model]
+    settings = training.resolved.settings
+    steps = settings.inner.steps_at_test if model.steps is None else model.steps
+    recorded = measured.models[0].sha256 if measured.models else None
+    return measured == EvaluationProtocol(
+        models=(
+            ProtocolModel(
+                sha256=recorded if recorded is None or sha256 is None else sha256,
+                steps=steps,
+                normalization=model.normalization or settings.model.normalization,
+            ),
+        ),
+        dataset_hash=measured.dataset_hash,  # the run's own data, whatever it is now
+        split=evaluation.split,
+        within_groups=False,
+        ways=training.ways,
+        shots=evaluation.shots,
+        queries=evaluation.queries,
+        episodes=evaluation.episodes,
+        seed=evaluation.seed,
+        pixels=False,
+    )
