@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from hidra_cli.api.folders import (
         class_folders,
+        counted,
         csv_columns,
         entries,
         image_suffixes,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         safe_parts,
         shown,
     )
+    from hidra_cli.api.label_files import label_file_in, labelled_images
     from hidra_cli.api.models import Backbone, FastWeights, Head, NormFactory
     from hidra_cli.errors import DataError, UsageError
 
@@ -59,12 +61,15 @@ _HOME = {
     "check_function_family": "hidra_cli.api.checks",
     "check_head": "hidra_cli.api.checks",
     "class_folders": "hidra_cli.api.folders",
+    "counted": "hidra_cli.api.folders",
     "csv_columns": "hidra_cli.api.folders",
     "entries": "hidra_cli.api.folders",
     "image_suffixes": "hidra_cli.api.folders",
     "images_below": "hidra_cli.api.folders",
     "is_hidden": "hidra_cli.api.folders",
     "is_image": "hidra_cli.api.folders",
+    "label_file_in": "hidra_cli.api.label_files",
+    "labelled_images": "hidra_cli.api.label_files",
     "safe_parts": "hidra_cli.api.folders",
     "shown": "hidra_cli.api.folders",
 }
@@ -88,12 +93,15 @@ __all__ = [
     "check_function_family",
     "check_head",
     "class_folders",
+    "counted",
     "csv_columns",
     "entries",
     "image_suffixes",
     "images_below",
     "is_hidden",
     "is_image",
+    "label_file_in",
+    "labelled_images",
     "safe_parts",
     "shown",
 ]

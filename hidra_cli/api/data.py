@@ -6,7 +6,7 @@ Needs neither torch nor h5py: `hidra prepare` starts without them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -74,6 +74,8 @@ class Dataset(ABC):
         fit: how images of another shape are fitted (`Preprocessing.fit`).
         background: the colour behind transparent pixels.
         value_range: the stored values that mean black and white; None for those of the format.
+        notes: lines about the source that people should read, such as what was left out; `classes`
+            may set it.
     """
 
     api_version: ClassVar[int]
@@ -90,6 +92,7 @@ class Dataset(ABC):
     fit: Fit = "crop"
     background: str = "white"
     value_range: tuple[float, float] | None = None
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def classes(self, downloads: Path) -> Iterable[ImageClass]:

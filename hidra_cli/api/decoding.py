@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from hidra_cli.api.data import ArchiveMember, ImageClass
-from hidra_cli.api.folders import REFUSED_FORMATS, shown
+from hidra_cli.api.folders import REFUSED_FORMATS, add_heic, shown
 from hidra_cli.api.preprocessing import LARGE, Preprocessing, UInt8, Values, to_pixels
 from hidra_cli.errors import DataError
 
@@ -267,6 +267,7 @@ def formats() -> tuple[str, ...]:
     """The formats that Pillow decodes by itself; no other is tried, whatever a file is called."""
     Image.preinit()  # the frequent ones come first
     Image.init()
+    add_heic()
     return tuple(kind for kind in Image.ID if kind not in REFUSED_FORMATS)
 
 

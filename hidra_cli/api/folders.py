@@ -5,18 +5,41 @@ For dataset plugins, and for the program where it reads a folder of pictures its
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from hidra_cli.api.data import Split
 from hidra_cli.errors import DataError
 
 LARGEST_CSV = 1 << 23  # bytes, six times as many as in miniImageNet's
 LONGEST_NAME = 1000
 LONGEST_PART = 255
 LONGEST_TEXT = 400  # of an error message
+
+# What macOS, Windows, Synology and others put beside people's files; names in lower case.
+LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir"}
+LEFT_BEHIND |= {"#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found"}
+LEFT_BEHIND |= {"system volume information", "network trash folder", "temporary items"}
+
+# Folders with these names, in lower case, are parts of a data set, not classes.
+SPLIT_FOLDERS: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+HEIC_ENDINGS = {".heic", ".heif", ".hif"}
 
 # Formats that Pillow only writes, or reads with the help of other programs and modules. IPTC
 # may hold an image of any other format.
@@ -29,8 +52,18 @@ def image_suffixes() -> frozenset[str]:
     """Return the file name endings, in lower case, of every format that is read."""
     from PIL import Image
 
+    add_heic()
     endings = Image.registered_extensions().items()
     return frozenset(ending.lower() for ending, kind in endings if kind not in REFUSED_FORMATS)
+
+
+@cache
+def add_heic() -> None:
+    """Let Pillow read HEIC, where pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 def is_image(name: str) -> bool:
@@ -39,51 +72,84 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a name is hidden, or what macOS adds to its zip archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Tell whether a name is hidden, or what systems, network drives and desktops leave behind."""
+    return name.startswith((".", "~$")) or name.casefold() in LEFT_BEHIND
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """Return what a folder holds, sorted by name, without hidden names.
 
     Raises:
-        DataError: the folder cannot be read, or holds a link to a folder.
+        DataError: the folder cannot be read.
     """
     try:
         with os.scandir(folder) as scan:
-            found = sorted((e for e in scan if not is_hidden(e.name)), key=lambda e: e.name)
-        links = [e.path for e in found if e.is_symlink() and e.is_dir()]
+            return sorted((e for e in scan if not is_hidden(e.name)), key=lambda e: e.name)
     except OSError as error:
         raise DataError(
             f"cannot read the folder {shown(str(folder))}",
             why=shown(str(error)),
-            fix="make the folder readable, or give another one with --source",
+            fix="make the folder readable, or name another one",
         ) from error
-    if links:
-        raise DataError(
-            f"cannot use the folder {shown(str(folder))}",
-            why=f"{shown(links[0])} is a link to a folder; only links to files are followed",
-            fix="replace the link by the folder itself",
-        )
-    return found
 
 
-def images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path, left_out: Counter[str] | None = None) -> list[Path]:
     """Return every image in a folder and in the folders inside it, in a fixed order.
 
+    Links to folders are followed. A folder that is met twice is entered once.
+
+    Args:
+        folder: where to look.
+        left_out: counts the files that are no image, by their endings.
+
     Raises:
-        DataError: a folder or image cannot be read, or a folder is a link.
+        DataError: a folder or image cannot be read, or a link leads back to a folder around it.
     """
     images: list[Path] = []
     waiting = entries(folder)[::-1]
+    entered = {_identity(folder)}
     while waiting:  # not recursive: folders can be nested deeper than calls
         entry = waiting.pop()
         if entry.is_dir():
-            waiting += entries(Path(entry.path))[::-1]
+            if entry.is_symlink():
+                _check_no_loop(Path(entry.path))
+            if (identity := _identity(Path(entry.path))) not in entered:
+                entered.add(identity)
+                waiting += entries(Path(entry.path))[::-1]
         elif is_image(entry.name):
             check_image_file(entry)
             images.append(Path(entry.path))
+        elif left_out is not None:
+            left_out[_ending(entry.name)] += 1
     return images
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells one folder from another, whatever links lead to it."""
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise DataError(
+            f"cannot read the folder {shown(str(folder))}",
+            why=shown(str(error)),
+            fix="make the folder readable, or name another one",
+        ) from error
+    return status.st_dev, status.st_ino
+
+
+def _check_no_loop(link: Path) -> None:
+    target = link.resolve()
+    if link.parent.resolve().is_relative_to(target):
+        raise DataError(
+            f"cannot use the link {shown(str(link))}",
+            why=f"it leads to {shown(str(target))}, a folder that holds the link itself",
+            fix="remove this link",
+        )
+
+
+def _ending(name: str) -> str:
+    ending = PurePosixPath(name).suffix
+    return ending if ending.isprintable() and ending else "files without an ending"
 
 
 def check_image_file(entry: os.DirEntry[str]) -> None:
@@ -101,8 +167,17 @@ def check_image_file(entry: os.DirEntry[str]) -> None:
         )
 
 
-def class_folders(parent: Path) -> dict[str, list[Path]]:
+def class_folders(
+    parent: Path, left_out: Counter[str] | None = None, *, may_be_empty: bool = False
+) -> dict[str, list[Path]]:
     """Return the images of each class folder in `parent`, nested folders included.
+
+    Names are compared as people see them: two that Unicode spells differently are one class.
+
+    Args:
+        parent: the folder of the class folders.
+        left_out: counts what is no image, and images in no class folder.
+        may_be_empty: whether a class folder may hold no image.
 
     Raises:
         DataError: a class folder holds no image, or its name cannot be a class name.
@@ -110,16 +185,37 @@ def class_folders(parent: Path) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     for entry in entries(parent):
         if not entry.is_dir():
+            if left_out is not None and is_image(entry.name):
+                left_out["images in no class folder"] += 1
             continue
+        if entry.is_symlink():
+            _check_no_loop(Path(entry.path))
         safe_parts(entry.name, parent)
-        classes[entry.name] = images_below(Path(entry.path))
-        if not classes[entry.name]:
+        inside: Counter[str] = Counter()
+        images = images_below(Path(entry.path), inside)
+        if not images and not may_be_empty:
             raise DataError(
                 f"cannot use the class folder {shown(entry.path)}",
-                why="it holds no image",
+                why="it holds no image" + (f", but {counted(inside)}" if inside else ""),
                 fix="put its images there, or remove the folder",
             )
+        if left_out is not None:
+            left_out.update(inside)
+        classes.setdefault(as_seen(entry.name), []).extend(images)
     return classes
+
+
+def as_seen(name: str) -> str:
+    """Return a name in the one Unicode form of all names that look like it (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def counted(left_out: Mapping[str, int]) -> str:
+    """Return counts as text, and what would make the files readable."""
+    parts = [f"{count} {what}" for what, count in sorted(left_out.items()) if count]
+    heic = any(what.lower() in HEIC_ENDINGS for what in left_out)
+    hint = " (HEIC is read where hidra-cli[heic] is installed)" if heic else ""
+    return shown(", ".join(parts)) + hint
 
 
 def shown(text: str) -> str:
@@ -145,7 +241,7 @@ def safe_parts(name: str, origin: Path) -> tuple[str, ...]:
             f"cannot use {origin}",
             why=f"it names {name[:100]!r}{'…' if len(name) > 100 else ''}, "
             "which is not a plain relative name",
-            fix="get this file again from where it is published",
+            fix="a published file: get it again; one of your own: name files inside its folder",
         )
     return path.parts
 

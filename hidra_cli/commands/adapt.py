@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hidra_cli.commands import completion, flags
+from hidra_cli.commands import completion, flags, picture_flags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +60,15 @@ def adapt(
             rich_help_panel=_OWN,
         ),
     ] = None,
+    query_labels: Annotated[
+        Path | None,
+        typer.Option(
+            help=flags.with_default(
+                "CSV or JSON label file of --query.", "labels.csv or .json in it"
+            ),
+            rich_help_panel=_OWN,
+        ),
+    ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
@@ -75,6 +84,11 @@ def adapt(
             rich_help_panel=_OWN,
         ),
     ] = False,
+    fit: picture_flags.Fit = None,
+    background: picture_flags.Background = None,
+    value_range: picture_flags.ValueRange = None,
+    max_pixels: picture_flags.MaxPixels = None,
+    skip_broken: picture_flags.SkipBroken = False,
     queries: Annotated[
         int, typer.Option(help="Query images per class.", min=1, rich_help_panel=_DRAWN)
     ] = 15,
@@ -117,18 +131,30 @@ def adapt(
     Next: hidra predict CLASSIFIER DIR
     """
     from hidra_cli.engine.devices import resolve_device
+    from hidra_cli.errors import UsageError
     from hidra_cli.images.open import open_images
-    from hidra_cli.jobs.adapt import OwnPictures, adapt_pictures
+    from hidra_cli.jobs.adapt import adapt_pictures
     from hidra_cli.jobs.drawn_task import DrawnTask, adapt_drawn
     from hidra_cli.jobs.one_task import AdaptRequest, check_classifies
+    from hidra_cli.jobs.own_data import OwnPictures
     from hidra_cli.reports.adaptation import show_drawn, show_own
     from hidra_cli.runs.locate import latest_or_shipped
     from hidra_cli.runs.model import load_model
 
     where = resolve_device(device or "auto")
     request = AdaptRequest(where, ways, shots, steps, out, keep=not forget)
+    reading: dict[str, object] = {
+        "--fit": fit,
+        "--background": background,
+        "--value-range": value_range,
+    }
     if support is None:
-        _check_only_drawn({"--query": query, "--labels": labels, "--base": base})
+        own_only: dict[str, object] = {
+            "--query": query,
+            "--labels": labels,
+            "--query-labels": query_labels,
+        }
+        _check_only_drawn(own_only | {"--base": base} | reading)
         model = load_model(checkpoint or latest_or_shipped(runs_dir, console), where, steps=steps)
         check_classifies(model)
         settings = flags.another_dataset(model.settings.dataset, dataset, source, data_opt)
@@ -138,10 +164,15 @@ def adapt(
         console.result(drawn.to_json())
         return
     drawn_only = {"--dataset": dataset, "--source": source, "--data-opt": data_opt}
-    _check_only_own(drawn_only, base, checkpoint)
+    _check_only_own(drawn_only)
+    _check_only_new(base, {"--checkpoint": checkpoint, **reading})
+    if query is None and query_labels is not None:
+        raise UsageError("--query-labels needs --query", fix="add --query DIR")
     if base is None:
         checkpoint = checkpoint or latest_or_shipped(runs_dir, console)
-    own = adapt_pictures(OwnPictures(support, query, labels, base), checkpoint, request)
+    options = picture_flags.picture_options(fit, background, value_range, max_pixels, skip_broken)
+    pictures = OwnPictures(support, query, labels, query_labels, base, options)
+    own = adapt_pictures(pictures, checkpoint, request)
     show_own(own, console)
     console.result(own.to_json())
 
@@ -158,9 +189,7 @@ def _check_only_drawn(own: Mapping[str, object]) -> None:
             )
 
 
-def _check_only_own(
-    drawn: Mapping[str, object], base: Path | None, checkpoint: Path | None
-) -> None:
+def _check_only_own(drawn: Mapping[str, object]) -> None:
     from hidra_cli.errors import UsageError
 
     for flag, value in drawn.items():
@@ -170,9 +199,16 @@ def _check_only_own(
                 why="the task is in the folder of --support, or drawn from a dataset",
                 fix=f"leave one of them out: {flag} or --support",
             )
-    if base is not None and checkpoint is not None:
-        raise UsageError(
-            "--base and --checkpoint cannot go together",
-            why="a classifier grows from the model that it was adapted from",
-            fix="leave --checkpoint out",
-        )
+
+
+def _check_only_new(base: Path | None, new: Mapping[str, object]) -> None:
+    from hidra_cli.errors import UsageError
+
+    for flag, value in new.items():
+        if base is not None and value is not None:
+            raise UsageError(
+                f"--base and {flag} cannot go together",
+                why="a classifier grows from the model that it was adapted from, and reads all "
+                "its pictures alike",
+                fix=f"leave {flag} out",
+            )

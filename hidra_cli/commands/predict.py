@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hidra_cli.commands import flags
+from hidra_cli.commands import flags, picture_flags
 from hidra_cli.reports.predictions import Format
 
 if TYPE_CHECKING:
@@ -42,11 +42,14 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    max_pixels: picture_flags.MaxPixels = None,
+    skip_broken: picture_flags.SkipBroken = False,
     device: flags.Device = None,
 ) -> None:
     """Label pictures: class and probability, for one picture or thousands.
 
-    A picture that cannot be read is reported and left out; the exit code is then 3. A classifier
+    A picture that cannot be read is reported and left out; the exit code is then 3, or 0 with
+    --skip-broken. A classifier
     whose model was trained with --loss sigmoid may find that a picture is of none of its classes.
 
     Examples:
@@ -55,18 +58,26 @@ def predict(
 
       hidra predict classifier.safetensors a.jpg b.png --format csv
     """
+    from hidra_cli.api.decoding import MOST_PIXELS
     from hidra_cli.engine.devices import resolve_device
-    from hidra_cli.images.own_pictures import pictures_in
     from hidra_cli.jobs.classifier import load_classifier
     from hidra_cli.jobs.predict import predict_pictures
-    from hidra_cli.reports.predictions import write_gallery, write_predictions
+    from hidra_cli.reports.predictions import show_notes, write_gallery, write_predictions
 
     loaded = load_classifier(classifier, resolve_device(device or "auto"))
     result = predict_pictures(
-        loaded, pictures_in(pictures), console, top_k=top_k, batch=batch, none_below=none_below
+        loaded,
+        pictures,
+        console,
+        max_pixels=max_pixels or MOST_PIXELS,
+        top_k=top_k,
+        batch=batch,
+        none_below=none_below,
     )
+    show_notes(result, console)
     write_predictions(result.rows, form, out, console)
     if gallery is not None:
         write_gallery(result.rows, gallery, loaded.preprocessing, console)
     console.result(result.to_json())
-    result.check_complete()
+    if not skip_broken:
+        result.check_complete()

@@ -128,7 +128,7 @@ def _prepare_images(
         force = True  # the folder need not be listed once more to find that out
     console.note(f"preparing {choice.plugin.name} …")
     with console.progress(f"preparing {choice.plugin.name}") as advance:
-        return prepare(
+        written = prepare(
             choice.dataset,
             choice.key,
             path,
@@ -139,6 +139,9 @@ def _prepare_images(
             force=force,
             workers=workers,
         )
+    for note in choice.dataset.notes:
+        console.note(note)
+    return written
 
 
 def open_images(

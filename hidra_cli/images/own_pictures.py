@@ -1,132 +1,126 @@
-"""One's own pictures: a folder of them with labels, read the way a model's images were prepared."""
+"""People's own pictures, read the way a model's images were prepared, and what to say of them."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hidra_cli.api.decoding import Picture, read_picture
-from hidra_cli.api.folders import (
-    class_folders,
-    csv_columns,
-    images_below,
-    safe_parts,
-    shown,
+from hidra_cli.api.data import Fit
+from hidra_cli.api.decoding import MOST_PIXELS, Picture, read_picture
+from hidra_cli.api.folders import shown
+from hidra_cli.api.preprocessing import (
+    Preprocessing,
+    ValueKind,
+    ValueRanges,
+    fixed_ranges,
+    usual_range,
 )
-from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.errors import DataError
 
-LABEL_FILES = ("labels.csv", "labels.json")
 _AHEAD = 256  # pictures that are decoded before the first of them is used
-LARGEST_LABELS = 1 << 26  # bytes of a label file
-LAYOUT = (
-    "put the images of each class into a folder of their own (DIR/cat/*.jpg, DIR/dog/*.jpg), or "
-    "all into DIR with DIR/labels.csv (columns filename,label) or --labels FILE"
-)
+# A picture whose values of 0..255 differ by less is of almost one grey.
+FEWEST_GREYS = 8
+# Of a picture that is cut to the shape of the model's images, the share that matters.
+_CUT_SHARE = 0.05
+_NAMED = 5  # of several pictures, so many are named in a line
+VALUES_OF: dict[ValueKind, str] = {
+    "byte": "values of 8 bits", "integer": "integers", "floating": "floating-point numbers",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
-    """Pictures in files, and their classes.
+class PictureOptions:
+    """How pictures are read, where that is not as the model's images were.
 
     Attributes:
-        classes: sorted names, N of them.
-        paths: n files.
-        labels: for each file the index of its class.
+        fit, background: as in `Preprocessing`; None for the model's.
+        value_range: the stored values that mean black and white; None to look at the pictures.
+        max_pixels: a larger picture is refused.
+        skip_broken: leave out what cannot be read.
     """
 
-    classes: tuple[str, ...]
+    fit: Fit | None = None
+    background: str | None = None
+    value_range: tuple[float, float] | None = None
+    max_pixels: int = MOST_PIXELS
+    skip_broken: bool = False
+
+    def applied_to(self, preprocessing: Preprocessing) -> Preprocessing:
+        """Raise ValueError for a background that is no colour, or an empty range."""
+        changed = replace(
+            preprocessing,
+            fit=self.fit or preprocessing.fit,
+            background=self.background or preprocessing.background,
+        )
+        if self.value_range is not None:
+            changed = replace(changed, ranges=fixed_ranges(*self.value_range))
+        return changed
+
+
+@dataclass(frozen=True)
+class ReadPictures:
+    """Pictures that were read.
+
+    Attributes:
+        paths, pictures: n of them, in order.
+        damaged: why the others could not be read.
+        preprocessing: how they were read.
+    """
+
     paths: tuple[Path, ...]
-    labels: tuple[int, ...]
+    pictures: tuple[Picture, ...]
+    damaged: dict[Path, DataError]
+    preprocessing: Preprocessing
 
     @property
-    def shots(self) -> dict[str, int]:
-        """How many pictures each class has."""
-        counts = Counter(self.labels)
-        return {name: counts[index] for index, name in enumerate(self.classes)}
+    def remarks(self) -> list[str]:
+        return remarks(list(zip(self.paths, self.pictures, strict=True)), self.preprocessing)
 
-    def within(self, classes: Sequence[str], origin: Path) -> LabelledPictures:
-        """The same pictures, labelled by the places of their classes in `classes`.
-
-        Raises:
-            DataError: a class is none of these.
-        """
-        foreign = [name for name in self.classes if name not in classes]
-        if foreign:
-            raise DataError(
-                f"{origin} has a class that is not among those learned: {shown(foreign[0])}",
-                why="learned were " + ", ".join(map(shown, classes[:20])),
-                fix="name its folders like those of --support",
-            )
-        places = [list(classes).index(name) for name in self.classes]
-        return LabelledPictures(
-            tuple(classes), self.paths, tuple(places[label] for label in self.labels)
-        )
+    @property
+    def images(self) -> Tensor:
+        """(n, C, H, W) in [0, 1]."""
+        shape = self.preprocessing.image_shape
+        images = [as_image(picture) for picture in self.pictures]
+        return torch.stack(images) if images else torch.empty(0, *shape)
 
 
-def labelled_pictures(folder: Path, labels: Path | None = None) -> LabelledPictures:
-    """Find the pictures of a folder and their classes.
-
-    A folder per class, nested or not; or a flat folder with a label file: CSV with the columns
-    filename and label, or JSON, {"file": "label"}. Classes may differ in size.
-
-    Args:
-        folder: the pictures.
-        labels: the label file, instead of labels.csv or labels.json in the folder.
+def read_pictures(
+    paths: Sequence[Path],
+    preprocessing: Preprocessing,
+    *,
+    max_pixels: int = MOST_PIXELS,
+    skip_broken: bool = False,
+) -> ReadPictures:
+    """Decode pictures as a model's images were prepared.
 
     Raises:
-        DataError: there is no such folder, no picture, or labels and pictures do not fit.
+        DataError: pictures cannot be read; names them all.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder of pictures", why="it is not a folder", fix=LAYOUT)
-    found = labels or next((folder / n for n in LABEL_FILES if (folder / n).is_file()), None)
-    by_class = class_folders(folder) if found is None else _from_file(folder, found)
-    if not by_class:
-        raise DataError(f"{folder} has no classes", why="it holds no folders", fix=LAYOUT)
-    classes = tuple(sorted(by_class))
-    pairs = [(path, index) for index, name in enumerate(classes) for path in by_class[name]]
-    return LabelledPictures(classes, tuple(p for p, _ in pairs), tuple(i for _, i in pairs))
-
-
-def pictures_in(places: Sequence[Path]) -> list[Path]:
-    """The files, and the images in the folders, that a command line names.
-
-    Raises:
-        DataError: a place does not exist, or a folder holds no image.
-    """
-    found: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            inside = images_below(place)
-            if not inside:
-                raise DataError(f"{place} holds no image", fix="name images, or a folder of them")
-            found += inside
-        else:
-            found.append(place)
-    return found
-
-
-def read_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> Tensor:
-    """Decode pictures as a model's images were prepared: (n, C, H, W) in [0, 1].
-
-    Raises:
-        DataError: one cannot be read; names it.
-    """
-    images = []
-    for picture in decoded(paths, preprocessing):
+    read: list[tuple[Path, Picture]] = []
+    damaged: dict[Path, DataError] = {}
+    for path, picture in zip(paths, decoded(paths, preprocessing, max_pixels), strict=True):
         if isinstance(picture, DataError):
-            raise picture
-        images.append(as_image(picture))
-    return torch.stack(images)
+            damaged[path] = picture
+        else:
+            read.append((path, picture))
+    if len(damaged) == 1 and not skip_broken:
+        raise next(iter(damaged.values()))
+    if damaged and not skip_broken:
+        raise DataError(
+            f"{len(damaged)} of {len(paths)} pictures cannot be read",
+            why="\n".join(f"{shown(str(path))}: {error.why}" for path, error in damaged.items()),
+            fix="repair, replace or remove them, or leave them out: --skip-broken",
+        )
+    names, pictures = tuple(path for path, _ in read), tuple(picture for _, picture in read)
+    return ReadPictures(names, pictures, damaged, preprocessing)
 
 
 def as_image(picture: Picture) -> Tensor:
@@ -134,12 +128,14 @@ def as_image(picture: Picture) -> Tensor:
     return torch.from_numpy(picture.pixels.copy()).float().div_(255)
 
 
-def decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[Picture | DataError]:
+def decoded(
+    paths: Sequence[Path], preprocessing: Preprocessing, max_pixels: int = MOST_PIXELS
+) -> Iterator[Picture | DataError]:
     """Decode pictures on all cores, in order; one that is damaged comes as its error."""
 
     def decode(path: Path) -> Picture | DataError:
         try:
-            return read_picture(path, preprocessing)
+            return read_picture(path, preprocessing, max_pixels=max_pixels)
         except DataError as error:
             return error
 
@@ -149,38 +145,81 @@ def decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[Pic
             yield from pool.map(decode, paths[start : start + _AHEAD])
 
 
-def _from_file(folder: Path, file: Path) -> dict[str, list[Path]]:
-    by_class: dict[str, list[Path]] = {}
-    try:
-        if file.suffix.lower() == ".json":
-            pairs = _json_pairs(file)
-        else:
-            pairs = [(name, label) for name, label in csv_columns(file, ("filename", "label"))]
-    except (OSError, ValueError, RecursionError) as exc:
-        raise DataError(
-            f"the label file {file} cannot be used",
-            why=shown(str(exc)),
-            fix='a CSV file with the columns filename,label, or JSON: {"1.png": "cat"}',
-        ) from exc
-    for name, label in pairs:
-        path = folder.joinpath(*safe_parts(name, file))
-        if not path.is_file():
-            raise DataError(
-                f"the label file {file} names {shown(name)}, which is not in {folder}",
-                fix="put the picture there, or take its line out",
+def ranges_of(pictures: Sequence[Picture], usual: ValueRanges) -> ValueRanges:
+    """The values that mean black and white in all pictures of a task.
+
+    For each way of storing values, the smallest range in use that holds those of all pictures.
+    Files that declare a range of their own have that one.
+    """
+    if usual.fixed:
+        return usual
+    ranges: dict[str, Any] = {}
+    for kind in VALUES_OF:
+        values = [p.values for p in pictures if p.values.kind == kind and p.values.declared is None]
+        if values:
+            lowest, highest = min(v.lowest for v in values), max(v.highest for v in values)
+            ranges[kind] = usual_range(kind, lowest, highest)
+    return replace(usual, **ranges)
+
+
+def remarks(pairs: Sequence[tuple[Path, Picture]], preprocessing: Preprocessing) -> list[str]:
+    """What people should know of how their pictures were read, a line for each kind."""
+    _, height, width = preprocessing.image_shape
+    lines = []
+    if blank := [(path, picture) for path, picture in pairs if is_blank(picture)]:
+        hints = []
+        if any(picture.transparent for _, picture in blank):
+            hints.append("--background black shows white ink on transparency")
+        if preprocessing.fit == "crop":
+            hints.append("--fit pad keeps what is cut off")
+        if any(picture.values.kind != "byte" for _, picture in blank):
+            hints.append("--value-range LOW:HIGH says which values are black and white")
+        hint = f" ({'; '.join(hints)})" if hints else ""
+        lines.append(f"{_pictures(blank)} hold almost one grey{hint}")
+    if preprocessing.fit == "crop":
+        cut = [(path, _share_cut(picture, height, width)) for path, picture in pairs]
+        cut = [(path, share) for path, share in cut if share > _CUT_SHARE]
+        if cut:
+            most = max(share for _, share in cut)
+            lines.append(
+                f"the ends of {len(cut)} of {len(pairs)} pictures are cut off, up to "
+                f"{100 * most:.0f} % of one: --fit pad keeps them"
             )
-        if not label.strip() or not label.isprintable():
-            raise DataError(f"the label of {shown(name)} in {file} is {label!r}", fix="name it")
-        by_class.setdefault(label.strip(), []).append(path)
-    if not by_class:
-        raise DataError(f"the label file {file} has no line", fix="write one for each picture")
-    return {label: sorted(set(paths)) for label, paths in by_class.items()}
+    if short := [(path, picture) for path, picture in pairs if picture.missing]:
+        most = max(picture.missing for _, picture in short)
+        lines.append(
+            f"{_pictures(short)} lack the end of their JPEG file, up to {100 * most:.0f} % of the "
+            "picture; they are used"
+        )
+    kinds = {picture.values.kind for _, picture in pairs if picture.values.declared is None}
+    for kind in sorted(kinds):
+        low, high = preprocessing.ranges.of(kind)
+        if (low, high) != ValueRanges().of(kind):
+            lines.append(f"{VALUES_OF[kind]}: {low:g} is black and {high:g} is white")
+    return lines
 
 
-def _json_pairs(file: Path) -> list[tuple[str, str]]:
-    if file.stat().st_size > LARGEST_LABELS:
-        raise ValueError(f"it is larger than {LARGEST_LABELS} bytes")
-    content: Any = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, Mapping) or not all(isinstance(v, str) for v in content.values()):
-        raise ValueError("it is not an object of texts")
-    return list(content.items())
+def without_pixels(picture: Picture) -> Picture:
+    """A picture with the least and the greatest value of each channel alone, for `remarks`."""
+    pixels = picture.pixels
+    ends = np.stack([pixels.min((1, 2)), pixels.max((1, 2))], 1)
+    return replace(picture, pixels=ends[:, None])
+
+
+def is_blank(picture: Picture) -> bool:
+    """Whether a picture is of almost one grey as a model sees it."""
+    spread = picture.pixels.max((1, 2)).astype(int) - picture.pixels.min((1, 2))
+    return bool((spread < FEWEST_GREYS).all())
+
+
+def _share_cut(picture: Picture, height: int, width: int) -> float:
+    """The share of a picture that filling (height, width) cuts off, however it is turned."""
+    long, short = max(picture.size), min(picture.size)
+    wanted = max(height, width) / min(height, width)
+    return max(0.0, 1 - wanted * short / long)
+
+
+def _pictures(pairs: Sequence[tuple[Path, object]]) -> str:
+    """Some pictures, the first of them by name."""
+    names = ", ".join(shown(str(path)) for path, _ in pairs[:_NAMED])
+    return f"{len(pairs)} pictures ({names}{', …' if len(pairs) > _NAMED else ''})"

@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from hidra_cli.errors import DataError, UsageError
-from hidra_cli.images.own_pictures import LabelledPictures, labelled_pictures, read_pictures
-from hidra_cli.jobs.classifier import KeptSupport, load_base, save_classifier
+from hidra_cli.images.audit import Audit
+from hidra_cli.jobs.classifier import load_base, save_classifier
 from hidra_cli.jobs.one_task import (
     Adapted,
     AdaptRequest,
@@ -25,26 +22,10 @@ from hidra_cli.jobs.one_task import (
     own_task,
     predictions,
 )
+from hidra_cli.jobs.own_data import OwnPictures, read_own
 from hidra_cli.runs.locate import results_home
 from hidra_cli.runs.model import TrainedModel, load_model
 from hidra_cli.system.files import made
-
-
-@dataclass(frozen=True)
-class OwnPictures:
-    """Where the pictures are.
-
-    Attributes:
-        support: folder of the pictures to learn.
-        query: folder of the pictures to test on.
-        labels: label file of the support pictures, where that is not in their folder.
-        base: a classifier that grows by the support pictures.
-    """
-
-    support: Path
-    query: Path | None = None
-    labels: Path | None = None
-    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +51,7 @@ class OwnAdaptation:
         held_out: None where the steps were given, or where nothing could be held out.
         confusion: None where there was neither a query nor a held-out picture.
         queries: number of query pictures.
+        audit: of the pictures.
         path: of the classifier.
     """
 
@@ -79,6 +61,7 @@ class OwnAdaptation:
     adapted: Adapted
     confusion: Confusion | None
     queries: int
+    audit: Audit
     path: Path
 
     @property
@@ -99,6 +82,7 @@ class OwnAdaptation:
             if self.queries
             else None,
             "confusion": self.confusion.table if self.confusion else None,
+            "audit": self.audit.to_json(),
             "classifier": str(self.path),
         }
 
@@ -126,23 +110,20 @@ def adapt_pictures(
         assert checkpoint is not None
         model = load_model(checkpoint, request.device)
         check_classifies(model)
-    preprocessing = model.meta.image_preprocessing
-    support = labelled_pictures(pictures.support, pictures.labels)
-    images = read_pictures(support.paths, preprocessing).to(request.device)
-    classes, images, labels = _together(support, images, kept)
-    counts = dict(zip(classes, labels.bincount(minlength=len(classes)).tolist(), strict=True))
+    data = read_own(pictures, model.meta.image_preprocessing, request.device, kept)
+    classes, counts = data.classes, data.counts
     _check_numbers(counts, request.ways, request.shots)
     model.check((len(classes),), model.image_shape)
-    features = model.learner.precomputed(images)
-    held_out = hold_out(model, features, labels, len(classes)) if request.steps is None else None
+    features = model.learner.precomputed(data.images)
+    query = None
+    if data.query is not None:
+        query = (model.learner.precomputed(data.query[0]), data.query[1])
+    held_out = None
+    if request.steps is None:
+        held_out = hold_out(model, features, data.labels, len(classes))
     steps = request.steps if held_out is None else held_out.steps
     model = model if steps is None else replace(model, steps=steps)
-    query = None
-    if pictures.query is not None:
-        asked = labelled_pictures(pictures.query).within(classes, pictures.query)
-        query_images = read_pictures(asked.paths, preprocessing).to(request.device)
-        query = (model.learner.precomputed(query_images), labels.new_tensor(asked.labels))
-    task = own_task((features, labels), query, len(classes))
+    task = own_task((features, data.labels), query, len(classes))
     adapted = adapt_task(model, task)
     check_finite(adapted)
     if query is not None:
@@ -156,22 +137,12 @@ def adapt_pictures(
     name = f"{pictures.support.resolve().name}-{len(classes)}w"
     path = made(request.out or results_home(model.path) / "adapted" / name)
     path /= "classifier.safetensors"
-    task = replace(task, support_images=images)
-    save_classifier(path, model, adapted.weights, task, classes, keep=request.keep)
-    queries = 0 if query is None else len(query[1])
-    return OwnAdaptation(model, counts, held_out, adapted, mistakes, queries, path)
-
-
-def _together(
-    support: LabelledPictures, images: Tensor, kept: KeptSupport | None
-) -> tuple[list[str], Tensor, Tensor]:
-    """Classes, images and labels: those a classifier kept, then the new ones."""
-    new = torch.tensor(support.labels, device=images.device)
-    if kept is None:
-        return list(support.classes), images, new
-    classes = [*kept.classes, *(name for name in support.classes if name not in kept.classes)]
-    places = torch.tensor([classes.index(name) for name in support.classes], device=images.device)
-    return classes, torch.cat([kept.images, images]), torch.cat([kept.labels, places[new]])
+    queries = len(task.query_labels)
+    task = replace(task, support_images=data.images)
+    save_classifier(
+        path, model, adapted.weights, task, classes, data.preprocessing, keep=request.keep
+    )
+    return OwnAdaptation(model, counts, held_out, adapted, mistakes, queries, data.audit, path)
 
 
 def _check_numbers(counts: dict[str, int], ways: int | None, shots: int | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hidra_cli.api import FastWeights
-from hidra_cli.api.decoding import Picture
+from hidra_cli.api.decoding import MOST_PIXELS, Picture
 from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.engine import losses
 from hidra_cli.engine.devices import choose_float32, memory_errors
@@ -66,11 +66,11 @@ class Classifier:
         return losses.probabilities(self.learner.loss_name, logits)
 
     def predict(
-        self, paths: Sequence[Path], batch: int = 64
-    ) -> Iterator[tuple[Path, Tensor | DataError]]:
-        """For each picture its class probabilities (N,), or why it cannot be read."""
+        self, paths: Sequence[Path], batch: int = 64, max_pixels: int = MOST_PIXELS
+    ) -> Iterator[tuple[Path, Picture, Tensor] | tuple[Path, DataError, None]]:
+        """Each picture with its class probabilities (N,), or why it cannot be read."""
         device = self.learner.device
-        pictures = zip(paths, decoded(paths, self.preprocessing), strict=True)
+        pictures = zip(paths, decoded(paths, self.preprocessing, max_pixels), strict=True)
         waiting: list[tuple[Path, Picture | DataError]] = []
         for index, pair in enumerate(pictures, start=1):
             waiting.append(pair)
@@ -82,7 +82,10 @@ class Classifier:
                 with memory_errors():
                     rows = iter(self.probabilities(torch.stack(images).to(device)).cpu())
             for path, picture in waiting:
-                yield path, picture if isinstance(picture, DataError) else next(rows)
+                if isinstance(picture, DataError):
+                    yield path, picture, None
+                else:
+                    yield path, picture, next(rows)
             waiting = []
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from hidra_cli.api.decoding import MOST_PIXELS, Picture
 from hidra_cli.errors import DataError, UsageError
+from hidra_cli.images.labelled import pictures_in
+from hidra_cli.images.own_pictures import remarks, without_pixels
 from hidra_cli.jobs.classifier import Classifier
 from hidra_cli.system.console import Console
 
@@ -52,15 +55,21 @@ class Predictions:
 
     Attributes:
         damaged: why the pictures that are left out could not be read.
+        left_out: how many files were left out, by what they are.
+        notes: lines that people should read.
     """
 
     rows: tuple[Prediction, ...]
     damaged: tuple[DataError, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
             "predictions": [row.to_json() for row in self.rows],
             "damaged": [error.what for error in self.damaged],
+            "left_out": dict(self.left_out),
+            "notes": list(self.notes),
         }
 
     def check_complete(self) -> None:
@@ -70,15 +79,16 @@ class Predictions:
                 f"{len(self.damaged)} of {len(self.damaged) + len(self.rows)} pictures could not "
                 "be read",
                 why=self.damaged[0].what,
-                fix="repair or remove them; the others were labelled",
+                fix="repair or remove them, or add --skip-broken; the others were labelled",
             )
 
 
 def predict_pictures(
     classifier: Classifier,
-    paths: Sequence[Path],
+    places: Sequence[Path],
     console: Console,
     *,
+    max_pixels: int = MOST_PIXELS,
     top_k: int = 1,
     batch: int = 64,
     none_below: float | None = None,
@@ -87,29 +97,36 @@ def predict_pictures(
 
     Args:
         classifier: what labels them.
-        paths: the files.
+        places: files, and folders of them.
         console: of warnings and progress.
+        max_pixels: a larger picture is damaged.
         top_k: classes per picture.
         batch: pictures per forward pass.
         none_below: the probability below which no class is named; None for the usual one.
 
     Raises:
+        DataError: a folder holds no picture.
         UsageError: `none_below` of a classifier that always names a class.
     """
     least = _least_probability(none_below, classifier.learner.loss_name)
     if classifier.normalization == "transductive":
         console.warn("these predictions depend on which pictures are predicted together")
+    paths, left_out = pictures_in(places)
     rows: list[Prediction] = []
     damaged: list[DataError] = []
+    seen: list[tuple[Path, Picture]] = []
     with console.progress("predicting", len(paths)) as advance:
-        for done, (path, answer) in enumerate(classifier.predict(paths, batch), start=1):
-            if isinstance(answer, DataError):
-                damaged.append(answer)
-                console.warn(f"{answer.what}: {answer.why}")
-            else:
+        answers = classifier.predict(paths, batch, max_pixels)
+        for done, (path, picture, answer) in enumerate(answers, start=1):
+            if isinstance(picture, DataError):
+                damaged.append(picture)
+                console.warn(f"{picture.what}: {picture.why}")
+            elif answer is not None:
                 rows.append(_prediction(path, answer, classifier.classes, top_k, least))
+                seen.append((path, without_pixels(picture)))
             advance(done)
-    return Predictions(tuple(rows), tuple(damaged))
+    notes = tuple(remarks(seen, classifier.preprocessing))
+    return Predictions(tuple(rows), tuple(damaged), left_out, notes)
 
 
 def _least_probability(chosen: float | None, loss: str) -> float:

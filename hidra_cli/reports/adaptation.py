@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from hidra_cli.api.folders import counted
+
 if TYPE_CHECKING:
     from hidra_cli.jobs.adapt import OwnAdaptation
     from hidra_cli.jobs.drawn_task import DrawnAdaptation
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 # A larger table of confusions is shown by its entries off the diagonal.
 MOST_COLUMNS = 12
 MOST_CONFUSIONS = 15
+MOST_DUPLICATES = 20
 
 
 def show_drawn(result: DrawnAdaptation, console: Console) -> None:
@@ -36,6 +39,7 @@ def show_drawn(result: DrawnAdaptation, console: Console) -> None:
 def show_own(result: OwnAdaptation, console: Console) -> None:
     """The steps, classes and confusions of people's own pictures."""
     model, held_out = result.model, result.held_out
+    _show_audit(result, console)
     _show_steps(f"{len(result.classes)} classes of your own", model, result.adapted, console)
     if held_out is not None:
         right = f"{100 * held_out.accuracies[held_out.steps]:.1f} % of them right"
@@ -63,6 +67,42 @@ def show_own(result: OwnAdaptation, console: Console) -> None:
     _show_confusion(result, console)
     console.print(f"classifier: {result.path}")
     console.note(f"next: hidra predict {result.path} DIR")
+
+
+def _show_audit(result: OwnAdaptation, console: Console) -> None:
+    """What is noteworthy about the pictures, before what was learned of them."""
+    audit = result.audit
+    for part, counts in audit.left_out.items():
+        if counts:
+            console.note(f"{part}: left out {counted(counts)}")
+    for path, why in audit.damaged.items():
+        console.warn(f"{path} is left out: {why}")
+    for line in audit.notes:
+        console.warn(line)
+    if audit.duplicates:
+        console.table(
+            "Pictures that are the same, or nearly",
+            ["where", "first", "second", "how"],
+            [
+                [
+                    one.kind,
+                    str(one.first.path),
+                    str(one.second.path),
+                    "the same" if one.exact else "nearly",
+                ]
+                for one in audit.duplicates[:MOST_DUPLICATES]
+            ],
+            left=4,
+        )
+        if len(audit.duplicates) > MOST_DUPLICATES:
+            console.print(f"and {len(audit.duplicates) - MOST_DUPLICATES} more pairs")
+    if learned := audit.learned_queries:
+        console.warn(
+            f"{len(learned)} query pictures are among those learned: the query accuracy is too good"
+        )
+    if audit.sizes:
+        (w, h), (width, height) = audit.sizes
+        console.note(f"pictures of {w}×{h} to {width}×{height} pixels")
 
 
 def _show_confusion(result: OwnAdaptation, console: Console) -> None:

@@ -9,15 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from hidra_cli.api.folders import counted
 from hidra_cli.system.files import write_atomically
 
 if TYPE_CHECKING:
     from hidra_cli.api.preprocessing import Preprocessing
-    from hidra_cli.jobs.predict import Prediction
+    from hidra_cli.jobs.predict import Prediction, Predictions
     from hidra_cli.system.console import Console
 
 Format = Literal["table", "csv", "jsonl"]
 MOST_ROWS = 200  # of the table; the other formats have no limit
+
+
+def show_notes(result: Predictions, console: Console) -> None:
+    """What was left out, and how pictures were read."""
+    if result.left_out:
+        console.note(f"left out {counted(result.left_out)}")
+    if result.damaged:
+        console.note(f"left out {len(result.damaged)} pictures that cannot be read")
+    for line in result.notes:
+        console.warn(line)
 
 
 def write_predictions(

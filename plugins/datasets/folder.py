@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +14,13 @@ from hidra_cli.api import (
     ImageClass,
     Split,
     class_folders,
+    counted,
     entries,
     images_below,
+    label_file_in,
+    labelled_images,
 )
+from hidra_cli.api.folders import SPLIT_FOLDERS
 
 from .sources import (
     SPLITS,
@@ -23,25 +28,20 @@ from .sources import (
     image_classes,
 )
 
-SPLIT_FOLDERS: Mapping[str, Split] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 LAYOUT = (
     "give --source DIR with one folder of images per class (DIR/cat/*.jpg, DIR/dog/*.jpg), or "
-    "with such class folders inside DIR/train, DIR/val and DIR/test"
+    "with such class folders inside DIR/train, DIR/val and DIR/test; or with all images and "
+    "DIR/labels.csv (columns filename,label)"
 )
 
 
 class Folder(Dataset):
     """Images in class folders, of any format that Pillow reads and in any numbers.
 
-    A folder inside a class folder belongs to the class. If the source has train/, val/ (or
-    valid/, validation/) or test/ with class folders inside, these are the class split; otherwise
-    the classes, sorted by name, are shuffled with `split_seed` and divided by `fractions`.
+    A folder inside a class folder belongs to the class. If the source has train/ (training/),
+    val/ (valid/, validation/, dev/) or test/ (testing/) with class folders inside, these are the
+    class split; otherwise the classes, sorted by name, are shuffled with `split_seed` and divided
+    by `fractions`. A labels.csv or labels.json in the source does for class folders.
     """
 
     api_version = 1
@@ -77,18 +77,33 @@ class Folder(Dataset):
         if self.source is None or not self.source.is_dir():
             why = "no source was given" if self.source is None else f"{self.source} is no folder"
             raise DataError("the dataset folder needs a folder of images", why=why, fix=LAYOUT)
-        by_split = given_split(self.source) or self._seeded_split(self.source)
-        found: list[ImageClass] = image_classes(by_split, self.source)
+        left_out: Counter[str] = Counter()
+        file = label_file_in(self.source)
+        if file is not None:
+            labelled = labelled_images(self.source, file, left_out, in_folder=True)
+            by_split = self._seeded_split(labelled)
+        else:
+            by_split = given_split(self.source, left_out)
+            by_split = by_split or self._seeded_split(class_folders(self.source, left_out))
+        self.notes = [f"left out {counted(left_out)}"] if left_out else []
+        part = next((e.name for e in entries(self.source) if is_part(e.name, "train")), "train")
+        fix = f"keep all images of a class in one split, or give --source {self.source / part}"
+        found: list[ImageClass] = image_classes(by_split, self.source, fix)
         return found
 
-    def _seeded_split(self, source: Path) -> dict[Split, dict[str, list[Path]]]:
-        """Divide the class folders of the source by `fractions`."""
+    def _seeded_split(self, images: dict[str, list[Path]]) -> dict[Split, dict[str, list[Path]]]:
+        """Divide classes by `fractions`."""
         import numpy as np
 
-        images = class_folders(source)
         if not images:
             raise DataError(
-                f"cannot find classes in {source}", why="it holds no folders", fix=LAYOUT
+                f"cannot find classes in {self.source}", why="it holds no folders", fix=LAYOUT
+            )
+        if len(images) > 1 and all(name.casefold() in SPLIT_FOLDERS for name in images):
+            raise DataError(
+                f"{self.source} holds the parts of a split, not classes",
+                why="its folders are " + ", ".join(sorted(images)),
+                fix=LAYOUT,
             )
         order = np.random.Generator(np.random.Philox(key=self.split_seed)).permutation(len(images))
         shuffled = [sorted(images)[index] for index in order]
@@ -99,7 +114,12 @@ class Folder(Dataset):
         return by_split
 
 
-def given_split(source: Path) -> dict[Split, dict[str, list[Path]]]:
+def is_part(name: str, split: Split) -> bool:
+    """Tell whether a folder is called like a part of a split."""
+    return SPLIT_FOLDERS.get(name.casefold()) == split
+
+
+def given_split(source: Path, left_out: Counter[str]) -> dict[Split, dict[str, list[Path]]]:
     """Return the class folders inside train/, val/ and test/; empty if there are none.
 
     Raises:
@@ -110,7 +130,7 @@ def given_split(source: Path) -> dict[Split, dict[str, list[Path]]]:
     for entry in entries(source):
         if not entry.is_dir():
             continue
-        split = SPLIT_FOLDERS.get(entry.name.lower())
+        split = SPLIT_FOLDERS.get(entry.name.casefold())
         folder = Path(entry.path)
         if split is None or not holds_class_folders(folder):
             others.append(folder)
@@ -121,7 +141,7 @@ def given_split(source: Path) -> dict[Split, dict[str, list[Path]]]:
                 why=f"{entry.name!r} is one of two folders for {split}",
                 fix="keep one of them",
             )
-        by_split[split] = class_folders(folder)
+        by_split[split] = class_folders(folder, left_out)
     unclear = [folder for folder in others if by_split and images_below(folder)]
     if unclear:
         raise DataError(

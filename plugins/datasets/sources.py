@@ -65,7 +65,9 @@ def image_tree(source: Path) -> Tree:
 
 
 def image_classes(
-    by_split: Mapping[Split, Mapping[str, Collection[Any]]], origin: Path
+    by_split: Mapping[Split, Mapping[str, Collection[Any]]],
+    origin: Path,
+    fix: str = "keep all images of a class in one split",
 ) -> list[ImageClass]:
     """Return the classes of every split, sorted by name within each split.
 
@@ -80,7 +82,7 @@ def image_classes(
                     f"cannot use the class split of {origin}",
                     why=f"the class {name!r} is in {home[name]} and in {split}; "
                     "few-shot learning is tested on classes never seen in training",
-                    fix="keep all images of a class in one split",
+                    fix=fix,
                 )
             home[name] = split
     return [ImageClass(name, split, by_split[split][name]) for name, split in home.items()]

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from hidra_cli.app import main
-from hidra_cli.images.own_pictures import labelled_pictures, read_pictures
+from hidra_cli.images.labelled import labelled_pictures
+from hidra_cli.images.own_pictures import read_pictures
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.jobs.classifier import load_base, load_classifier
 from hidra_cli.jobs.one_task import confusion, hold_out
@@ -314,7 +315,7 @@ def test_no_step_at_all_is_taken_where_none_is_best(
     inner = replace(model.settings.inner, inner_lr=1e3)
     model = replace(model, settings=model.settings.model_copy(update={"inner": inner}))
     given = labelled_pictures(pictures / "support")
-    images = read_pictures(given.paths, model.meta.image_preprocessing)
+    images = read_pictures(given.paths, model.meta.image_preprocessing).images
     held = hold_out(model, images, torch.tensor(given.labels), len(CLASSES))
     assert held is not None
     assert held.steps == 0

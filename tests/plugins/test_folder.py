@@ -119,11 +119,37 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path, write_image: Writ
         classes(tmp_path)
 
 
-def test_class_in_two_splits_is_refused(tmp_path: Path, write_image: WriteImage) -> None:
-    for folder in ("train", "test"):
+@pytest.mark.parametrize("folders", [("train", "test"), ("Training", "Testing")])
+def test_class_in_two_splits_is_refused(
+    tmp_path: Path, write_image: WriteImage, folders: tuple[str, str]
+) -> None:
+    for folder in folders:
         write_image(tmp_path / folder / "cat" / "1.png")
-    with pytest.raises(DataError, match="'cat' is in train and in test"):
+    with pytest.raises(DataError, match="'cat' is in train and in test") as caught:
         classes(tmp_path)
+    assert f"--source {tmp_path / folders[0]}" in caught.value.fix
+
+
+def test_folders_called_like_a_split_are_no_classes(
+    tmp_path: Path, write_image: WriteImage
+) -> None:
+    for folder in ("Training", "Testing"):
+        write_image(tmp_path / folder / "1.png")
+    with pytest.raises(DataError, match="parts of a split, not classes"):
+        classes(tmp_path)
+
+
+def test_a_label_file_does_for_class_folders(tmp_path: Path, write_image: WriteImage) -> None:
+    lines = ["Image; Class"]
+    for number in range(12):
+        write_image(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png;c{number % 6}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    write_image(tmp_path / "unlabelled.png")
+    dataset = Folder(tmp_path)
+    found = {c.name: {path.name for path in c.images} for c in dataset.classes(NOWHERE)}
+    assert found == {f"c{n}": {f"{n}.png", f"{n + 6}.png"} for n in range(6)}
+    assert dataset.notes == ["left out 1 images without a label"]
 
 
 def test_what_counts_as_an_image(tmp_path: Path, write_image: WriteImage) -> None:
@@ -220,13 +246,26 @@ def test_links_to_files_are_followed(tmp_path: Path, write_image: WriteImage) ->
     assert [path.name for path in found.images] == ["1.png"]
 
 
-def test_links_to_folders_and_to_nothing_are_refused(
+def test_links_to_folders_are_followed_once(tmp_path: Path, write_image: WriteImage) -> None:
+    write_image(tmp_path / "originals" / "1.png")
+    (tmp_path / "source" / "cat").mkdir(parents=True)
+    (tmp_path / "source" / "dog").symlink_to(tmp_path / "originals")
+    for name in ("more", "again"):
+        (tmp_path / "source" / "cat" / name).symlink_to(tmp_path / "originals")
+    found = {c.name: [path.name for path in c.images] for c in classes(tmp_path / "source")}
+    assert found == {"cat": ["1.png"], "dog": ["1.png"]}
+
+
+def test_links_in_a_circle_and_to_nothing_are_refused(
     tmp_path: Path, write_image: WriteImage
 ) -> None:
     cat = write_image(tmp_path / "source" / "cat" / "1.png").parent
+    for target in (cat, tmp_path, Path("/")):
+        (cat / "again").symlink_to(target)
+        with pytest.raises(DataError, match="a folder that holds the link"):
+            classes(tmp_path / "source")
+        (cat / "again").unlink()
     (cat / "again").symlink_to(cat)
-    with pytest.raises(DataError, match="link to a folder"):
-        classes(tmp_path / "source")
     (cat / "again").unlink()
     (cat / "2.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(DataError, match=r"2\.png"):
