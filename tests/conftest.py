@@ -61,6 +61,12 @@ def real_cifar100() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_grocery() -> Path:
+    """Zip of grocery/<class>/*.jpg: photographs of 81 classes of goods in a shop."""
+    return _real("grocery", "grocery.zip")
+
+
+@pytest.fixture(scope="session")
 def png() -> bytes:
     """A small PNG image."""
     buffer = io.BytesIO()
