@@ -78,7 +78,7 @@ class Timm(PublishedNetwork):
         *,
         name: Annotated[
             str, "as timm calls it, with a tag or without: resnet50, vit_small_patch16_224.dino, …"
-        ] = "tf_efficientnet_lite0",
+        ] = "tf_efficientnet_lite2",
         weights: Annotated[
             str,
             "none; DEFAULT (timm's, from an installed package where there is one, otherwise "

