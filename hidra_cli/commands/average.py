@@ -37,22 +37,9 @@ def average(
 
       hidra evaluate both.safetensors runs/second --split val
     """
-    from hidra_cli.jobs.average import average_models
-    from hidra_cli.runs.checkpoint import save_checkpoint
-    from hidra_cli.system.files import check_other_file
+    from hidra_cli.jobs import average as job
 
-    tensors, meta, found = average_models(runs)
-    check_other_file(out, "one of the models", *(one.path for one in found))
-    save_checkpoint(out, tensors, meta.to_json())
+    averaged = job.average(runs, out)
     console.print(f"averaged: {out}")
-    named = " ".join(map(str, runs))
-    console.note(f"next: hidra evaluate {out} {named} --split val")
-    console.result(
-        {
-            "averaged": str(out),
-            "models": [
-                {"checkpoint": str(one.path), **of.to_json()}
-                for one, of in zip(found, meta.average_of or (), strict=True)
-            ],
-        }
-    )
+    console.note(f"next: hidra evaluate {out} {' '.join(map(str, runs))} --split val")
+    console.result(averaged.to_json())

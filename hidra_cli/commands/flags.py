@@ -115,22 +115,19 @@ def models_or_latest(models: list[Path] | None, runs_dir: Path | None) -> list[P
     return models or [latest_run(runs_dir_of(runs_dir))]
 
 
-def numbers(flag: str, text: str | None, *, least: int = 1) -> tuple[int, ...] | None:
+def numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
     """The numbers that a flag such as --ways lists: 5, 2-20 or 2,5."""
     from hidra_cli.errors import UsageError
     from hidra_cli.settings.numbers import parse_numbers
 
     try:
-        values = None if text is None else parse_numbers(text)
-        if values is not None and values[0] < least:
-            raise ValueError(f"{values[0]} is less than {least}")
+        return None if text is None else parse_numbers(text)
     except ValueError as exc:
         raise UsageError(
             f"{flag} {text} cannot be used",
             why=str(exc),
             fix=f"{flag} 5, {flag} 2-20 or {flag} 2,5",
         ) from exc
-    return values
 
 
 def assignments(flag: str, pairs: list[str] | None) -> dict[str, str]:

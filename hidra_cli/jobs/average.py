@@ -3,24 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hidra_cli.errors import UsageError
-from hidra_cli.runs.checkpoint import Checkpoint, load_checkpoint
+from hidra_cli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hidra_cli.runs.compatibility import differing_models, first_unlike
 from hidra_cli.runs.locate import find_checkpoint
 from hidra_cli.runs.model import restore_learner
 from hidra_cli.runs.model_records import AveragedRecord, CheckpointMeta
+from hidra_cli.system.files import check_other_file
 
 # What a checkpoint says of a model and of its data that all must have alike.
 _ALIKE = ("image_preprocessing", "objective", "dataset_hash")
 
 
+@dataclass(frozen=True)
+class AveragedModel:
+    """The file of a mean, and the checkpoints that it is the mean of."""
+
+    path: Path
+    meta: CheckpointMeta
+    parts: Sequence[Checkpoint]
+
+    def to_json(self) -> dict[str, Any]:
+        pairs = zip(self.parts, self.meta.average_of or (), strict=True)
+        return {
+            "averaged": str(self.path),
+            "models": [{"checkpoint": str(part.path), **of.to_json()} for part, of in pairs],
+        }
+
+
+def average(models: Sequence[Path], out: Path) -> AveragedModel:
+    """Write the mean of several models as one checkpoint.
+
+    Raises:
+        UsageError: also where `out` is one of the models; else as `average_models`.
+    """
+    tensors, meta, parts = average_models(models)
+    check_other_file(out, "one of the models", *(part.path for part in parts))
+    save_checkpoint(out, tensors, meta.to_json())
+    return AveragedModel(out, meta, parts)
+
+
 def average_models(
-    chosen: Sequence[Path],
+    paths: Sequence[Path],
 ) -> tuple[dict[str, Tensor], CheckpointMeta, list[Checkpoint]]:
     """The mean of the weights of trained models; of learned rates, the mean of their logarithms.
 
@@ -29,7 +60,7 @@ def average_models(
     is none.
 
     Args:
-        chosen: two or more run directories, checkpoints, or names of models that ship with hidra.
+        paths: two or more run directories, checkpoints, or names of models that ship with hidra.
 
     Returns:
         The tensors and the meta of the checkpoint of the mean, and the checkpoints it is of.
@@ -41,21 +72,23 @@ def average_models(
         PluginError: a plugin one needs is missing; names the package.
         RunError: the weights do not fit.
     """
-    found = [load_checkpoint(find_checkpoint(path)) for path in chosen]
-    if len(found) < 2:
+    checkpoints = [load_checkpoint(find_checkpoint(path)) for path in paths]
+    if len(checkpoints) < 2:
         raise UsageError(
-            f"the mean of {len(found)} model is no other model",
+            f"the mean of {len(checkpoints)} model is no other model",
             fix="name two or more: hidra average runs/one runs/two",
         )
-    metas = [one.model_meta for one in found]
-    for number, (one, meta) in enumerate(zip(found, metas, strict=True)):
+    metas = [one.model_meta for one in checkpoints]
+    for number, (one, meta) in enumerate(zip(checkpoints, metas, strict=True)):
         restore_learner(one, meta, meta.settings)  # its weights are of the model it describes
-        _check_other(one, found[:number])
-        _check_alike(found[0], one)
-    last = max(range(len(found)), key=lambda index: (metas[index].max_ways, index))
-    of = [AveragedRecord(sha256=o.sha256, iteration=o.model_meta.iteration) for o in found]
-    meta = metas[last].model_copy(update={"best": None, "skipped": (0, 0), "average_of": tuple(of)})
-    return _mean([one.part("model") for one in found], last), meta, found
+        _check_other(one, checkpoints[:number])
+        _check_alike(checkpoints[0], one)
+    last = max(range(len(checkpoints)), key=lambda index: (metas[index].max_ways, index))
+    of = tuple(
+        AveragedRecord(sha256=one.sha256, iteration=one.model_meta.iteration) for one in checkpoints
+    )
+    meta = metas[last].model_copy(update={"best": None, "skipped": (0, 0), "average_of": of})
+    return _mean([one.part("model") for one in checkpoints], last), meta, checkpoints
 
 
 def _mean(weights: Sequence[Mapping[str, Tensor]], last: int) -> dict[str, Tensor]:

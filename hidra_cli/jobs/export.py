@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,8 +26,9 @@ from hidra_cli import __version__
 from hidra_cli.api.registry import OWN_DISTRIBUTION, Kind, Plugin, blame, find
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.errors import RunError, UsageError
-from hidra_cli.jobs.classifier import Classifier
-from hidra_cli.runs.checkpoint import Checkpoint
+from hidra_cli.jobs.classifier import CLASSIFIER_FORMAT, Classifier, restore_classifier
+from hidra_cli.runs.checkpoint import Checkpoint, load_checkpoint
+from hidra_cli.system.files import check_other_file, write_atomically
 
 Format = Literal["onnx", "pt2"]
 Run = Callable[[Tensor], Tensor]
@@ -51,6 +53,69 @@ class Exported:
     content: bytes
     difference: float
     batches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExportedClassifier:
+    """A classifier and the file of its program.
+
+    Attributes:
+        source: the classifier's file.
+        path: the program's file.
+        classifier: as it was exported: in float32.
+        precision: that the classifier predicts in.
+    """
+
+    source: Path
+    path: Path
+    form: Format
+    classifier: Classifier
+    precision: str
+    program: Exported
+
+    def to_json(self) -> dict[str, Any]:
+        classifier, program = self.classifier, self.program
+        return {
+            "classifier": str(self.source),
+            "exported": str(self.path),
+            "format": self.form,
+            "bytes": len(program.content),
+            "classes": list(classifier.classes),
+            "image_shape": list(classifier.preprocessing.image_shape),
+            "invert": classifier.preprocessing.invert,
+            "normalization": classifier.normalization,
+            "largest_difference": program.difference,
+            "images_compared": sum(program.batches),
+            "batch_sizes": list(program.batches),
+        }
+
+
+def export_classifier(source: Path, out: Path | None, form: Format | None) -> ExportedClassifier:
+    """Write a classifier as a program.
+
+    Args:
+        source: the classifier's file.
+        out: the program's file; None: beside the classifier, with the same name.
+        form: None: as `out` is called, or ONNX.
+
+    Raises:
+        UsageError: `out` is the classifier itself, or ONNX is not installed.
+        DataError: the classifier is missing or damaged.
+        RunError, DeviceError: as `export`.
+    """
+    form = form or ("pt2" if out is not None and out.suffix == ".pt2" else "onnx")
+    path = out or source.with_suffix(f".{form}")
+    check_other_file(path, "the classifier itself", source)
+    if form == "onnx":
+        require_onnx()
+    checkpoint = load_checkpoint(source, CLASSIFIER_FORMAT)
+    classifier = restore_classifier(checkpoint)
+    precision = classifier.learner.precision
+    if precision != "float32":
+        classifier = in_float32(classifier)
+    program = export(classifier, checkpoint, form)
+    write_atomically(path, program.content)
+    return ExportedClassifier(source, path, form, classifier, precision, program)
 
 
 def require_onnx() -> None:
