@@ -11,6 +11,7 @@ from hidra_cli.jobs.device import join
 from hidra_cli.tasks.sources import open_tasks
 
 if TYPE_CHECKING:
+    from hidra_cli.images.features import NetworkChoice
     from hidra_cli.jobs.training.resume import Resumed
     from hidra_cli.jobs.training.trainer import MetaTrainer
     from hidra_cli.runs.directory import RunDir
@@ -39,7 +40,7 @@ def _train(
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
     check_log(settings.run.log)
     device, group = join(settings.run.device, console, stack)
-    data = open_tasks(settings.dataset, cache_dir, console, device)
+    data = open_tasks(settings.dataset, cache_dir, console, device, _network(settings))
     checkpoint = resumed.checkpoint if resumed is not None else None
     trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None, group=group)
     if checkpoint is not None:
@@ -59,6 +60,16 @@ def _train(
     run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, group, stack)
     with console.logging_to(run.log):
         _train_and_test(trainer, test_episodes, run, resumed, console)
+
+
+def _network(settings: Settings) -> NetworkChoice | None:
+    """The frozen network whose features tasks are drawn from; None where images are."""
+    from hidra_cli.images.open import choose_dataset
+    from hidra_cli.runs.build import frozen_network
+
+    if settings.model.normalization != "frozen":
+        return None
+    return frozen_network(settings.model, choose_dataset(settings.dataset).dataset.image_shape)
 
 
 def _new_run(

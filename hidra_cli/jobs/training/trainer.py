@@ -38,7 +38,7 @@ from hidra_cli.runs.environment import used_plugins
 from hidra_cli.runs.metrics import MetricsFile, NoMetrics, open_metrics
 from hidra_cli.runs.model import begin_with, inner_loop
 from hidra_cli.runs.model_records import CheckpointMeta
-from hidra_cli.runs.network import network_record
+from hidra_cli.runs.network import check_network, network_record
 from hidra_cli.runs.plugin_check import check_learner
 from hidra_cli.runs.records import StartRecord, ValidationRecord
 from hidra_cli.runs.scores import interval
@@ -211,6 +211,7 @@ class MetaTrainer:
                 why=f"{self.data.place} has other content now",
                 fix="prepare the dataset from the same source again, or begin a new run",
             )
+        check_network(checkpoint.path, meta, self.learner)
         load_weights(self.learner, checkpoint, meta)
         restore_optimizer(self.optimizer, self.names, checkpoint)
         if (best := meta.best) is not None:
