@@ -11,50 +11,55 @@ from hidra_cli.commands import completion, flags
 if TYPE_CHECKING:
     from hidra_cli.system.console import Console
 
-
 _FEATURES = "Features of a frozen network"
+Dataset = Annotated[
+    str,
+    typer.Argument(
+        help="Name of the dataset (`hidra plugins list`).", autocompletion=completion.datasets
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Prepare again.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help=flags.with_default("Decoding processes.", "one per core")),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        help="A pre-trained network: compute its features of all images, too.",
+        autocompletion=completion.backbones,
+        rich_help_panel=_FEATURES,
+    ),
+]
+BbOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Option of the backbone; may be repeated.",
+        metavar="NAME=VALUE",
+        rich_help_panel=_FEATURES,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help=flags.with_default("Where the network computes.", "auto"),
+        rich_help_panel=_FEATURES,
+    ),
+]
 
 
 @flags.with_console
 def prepare(
     console: Console,
-    dataset: Annotated[
-        str,
-        typer.Argument(
-            help="Name of the dataset (`hidra plugins list`).", autocompletion=completion.datasets
-        ),
-    ],
+    dataset: Dataset,
     source: flags.Source = None,
     data_opt: flags.DataOpt = None,
     cache_dir: flags.CacheDir = None,
-    force: Annotated[bool, typer.Option("--force", help="Prepare again.")] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help=flags.with_default("Decoding processes.", "one per core")),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="A pre-trained network: compute its features of all images, too.",
-            autocompletion=completion.backbones,
-            rich_help_panel=_FEATURES,
-        ),
-    ] = None,
-    bb_opt: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Option of the backbone; may be repeated.",
-            metavar="NAME=VALUE",
-            rich_help_panel=_FEATURES,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help=flags.with_default("Where the network computes.", "auto"),
-            rich_help_panel=_FEATURES,
-        ),
-    ] = None,
+    force: Force = False,
+    workers: Workers = None,
+    backbone: Backbone = None,
+    bb_opt: BbOpt = None,
+    device: Device = None,
 ) -> None:
     """Decode a dataset once into a file that every run reads.
 
