@@ -6,10 +6,9 @@ import math
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidra_cli.api import FastWeights
+from hidra_cli.api import FastWeights, one_hot
 
 from .heads import Linear, positive, unit
 
@@ -57,7 +56,7 @@ class Ridge(Linear):
     ) -> FastWeights:
         assert support_features is not None  # needs_support
         x = unit(support_features) if self.normalize else support_features
-        member = F.one_hot(support_labels, ways).to(x)  # (n, N)
+        member = one_hot(support_labels, ways).to(x)  # (n, N)
         sizes = member.sum(0)[support_labels]
         spread = torch.diag(sizes * (ways / len(x)))  # D
         gram = x @ x.T + self.log_penalty.exp() * spread

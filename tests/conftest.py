@@ -21,6 +21,8 @@ from hidra_cli.system.console import Console
 
 # Programs that tests start import the installed package as tests do, not the folder they are in.
 os.environ["PYTHONSAFEPATH"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # every core has a test of its own
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY_OPTIONS = {"alphabets": 4, "characters": 12, "drawings": 8, "size": 16}
 TINY = DatasetSettings(name="glyphs", options=TINY_OPTIONS)

@@ -14,7 +14,7 @@ from benchmarks.engine.peers import Gradients, Run, plain, with_higher, with_tor
 from benchmarks.engine.workloads import Case
 from hidra_cli.engine.learner import Precision
 from hidra_cli.engine.strategies.base import Loop, Strategy
-from hidra_cli.engine.strategies.compilation import Compiled
+from hidra_cli.engine.strategies.capture import Captured
 from hidra_cli.engine.strategies.cores import Processes, Threads
 from hidra_cli.engine.strategies.stacked import Batched
 from hidra_cli.errors import UsageError
@@ -30,7 +30,7 @@ class Contender:
         about: what it is.
         precision: of its matrix products.
         package: what must be installed for it; None for nothing more.
-        on_request: it takes minutes to begin, and takes part only where it is named.
+        on_request: it takes part only if it is named.
     """
 
     build: Callable[[Case], Run]
@@ -88,8 +88,8 @@ CONTENDERS: dict[str, Contender] = {
         ours(Processes, "bfloat16"), "a task per core, in processes, in bfloat16", "bfloat16"
     ),
     "hidra-batched": Contender(ours(Batched), "all tasks at once"),
-    "hidra-compiled": Contender(
-        ours(Compiled), "all tasks at once, compiled as one function", on_request=True
+    "hidra-captured": Contender(
+        ours(Captured), "all tasks at once, traced; on CUDA as one graph", on_request=True
     ),
 }
 

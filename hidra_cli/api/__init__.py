@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         shown,
     )
     from hidra_cli.api.label_files import label_file_in, labelled_images
-    from hidra_cli.api.models import Backbone, FastWeights, Head, NormFactory
+    from hidra_cli.api.models import Backbone, FastWeights, Head, NormFactory, one_hot
     from hidra_cli.errors import DataError, UsageError
 
 _HOME = {
@@ -70,6 +70,7 @@ _HOME = {
     "is_image": "hidra_cli.api.folders",
     "label_file_in": "hidra_cli.api.label_files",
     "labelled_images": "hidra_cli.api.label_files",
+    "one_hot": "hidra_cli.api.models",
     "safe_parts": "hidra_cli.api.folders",
     "shown": "hidra_cli.api.folders",
 }
@@ -102,6 +103,7 @@ __all__ = [
     "is_image",
     "label_file_in",
     "labelled_images",
+    "one_hot",
     "safe_parts",
     "shown",
 ]

@@ -14,6 +14,14 @@ from torch import Tensor, nn
 FastWeights = dict[str, Tensor]
 
 
+def one_hot(labels: Tensor, ways: int) -> Tensor:
+    """Labels (n,) in 0..N−1 → (n, N) bool: `F.one_hot` without reading a value from the device.
+
+    So a head that uses it can be traced on any device (`--strategy captured`).
+    """
+    return labels[:, None] == torch.arange(ways, device=labels.device)
+
+
 class NormFactory(Protocol):
     """Makes the normalization layers a run asks for."""
 

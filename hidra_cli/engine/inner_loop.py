@@ -6,7 +6,7 @@ This is the readable specification: one task at a time, plain autograd.
     φ_{i+1} = φ_i − α_i ∇ L(φ_i; support)
     minimize over θ, the master and, if learned, α:  L(φ_S; query)
 
-`strategies.py` and `recomputation.py` hold what is faster or smaller, and must equal it.
+`strategies/` holds what is faster or smaller, and must equal it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class InnerLoop:
         skip_zeros: leave out the first step's backbone gradient where it is exactly zero
             (identical neurons under softmax); the result is the same.
         shares: of the query losses after 0, 1, …, S steps in the outer loss (the multi-step loss
-            of MAML++, Antoniou et al. 2019); None means that the last one alone counts.
+            of MAML++, Antoniou et al. 2019); None means that the last one alone counts. Tensors
+            where a traced program takes them as inputs.
     """
 
     steps: int
@@ -54,10 +55,10 @@ class InnerLoop:
     adapt: Literal["all", "head", "body"] = "all"
     order: Literal[1, 2] = 2
     skip_zeros: bool = True
-    shares: tuple[float, ...] | None = None
+    shares: tuple[float | Tensor, ...] | None = None
 
     @property
-    def loss_shares(self) -> tuple[float, ...]:
+    def loss_shares(self) -> tuple[float | Tensor, ...]:
         """`shares`, of S + 1 losses."""
         return self.shares or (*(0.0,) * self.steps, 1.0)
 
@@ -195,7 +196,7 @@ def outer_loss(
     outer: Tensor | float = 0.0
     path = adapt(learner, task, inner, meta=True, start=start)
     for share, weights in zip(inner.loss_shares, path, strict=True):
-        if share:
+        if isinstance(share, Tensor) or share:
             logits = learner.query_logits(weights, task)
             last = learner.loss(logits, task.query_labels)
             outer = outer + share * last

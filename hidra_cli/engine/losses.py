@@ -11,6 +11,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from hidra_cli.api import one_hot
+
 LossName = Literal["softmax", "sigmoid", "mse"]
 
 
@@ -62,7 +64,7 @@ def values_of(targets: Tensor, outputs: Tensor) -> Tensor:
     """Targets as values (n, N): labels become one-hot codes."""
     if targets.is_floating_point():
         return targets
-    return F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+    return one_hot(targets, outputs.shape[1]).to(outputs.dtype)
 
 
 def probabilities(name: LossName, outputs: Tensor) -> Tensor:

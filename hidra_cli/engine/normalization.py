@@ -214,7 +214,7 @@ class TaskNorm(EpisodeNorm):
         rows = self.episode.reference_rows
         means, variances = means[:rows], variances[:rows]
         mean, variance = _moments_of_all(means, variances, self.episode.sample_weights)
-        count = means.new_tensor(len(means))
+        count = means.new_full((), len(means))  # a fill: a copy from the host cannot be captured
         if self.episode.recording:
             self.mean, self.variance, self.count = mean.detach(), variance.detach(), count
         return mean, variance, count

@@ -1,7 +1,7 @@
-"""The settings of a run as pydantic's models: declarations that are converted and checked.
+"""The settings of a run as pydantic's models: the declarations, converted and checked.
 
 Precedence: flag > `HIDRA_<SECTION>_<KEY>` variable > `--config` file > `--preset` > default. The
-layers' options of one plugin are merged; a layer that names another plugin drops them.
+options of one plugin are joined over the layers; a layer that names another plugin drops them.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ class OuterSettings(_FromText, declarations.OuterLoop):
 @dataclass(config=_CONFIG, frozen=True, kw_only=True)
 class RunSettings(_FromText, declarations.Run):
     """Checked values of the section."""
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _older_name(cls, value: Any) -> Any:
+        """Runs from before CUDA graphs were recorded directly say "compiled"."""
+        return "captured" if value == "compiled" else value
 
 
 class Settings(BaseModel):

@@ -17,7 +17,6 @@ from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.losses import LossName, loss, uninformed
 from hidra_cli.engine.normalization import Mode, norm_factory
 from hidra_cli.engine.strategies.base import Loop
-from hidra_cli.engine.strategies.compilation import Compiled
 from hidra_cli.engine.strategies.cores import Threads
 from hidra_cli.engine.strategies.stacked import Batched
 from hidra_cli.engine.task_batch import Examples, Task, TaskBatch, class_weights
@@ -85,7 +84,7 @@ def test_every_head_learns_them_alike(head: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", [Loop, Threads, Batched, Compiled])
+@pytest.mark.parametrize("kind", [Loop, Threads, Batched])
 def test_every_strategy_has_the_gradient_of_equal_classes(mode: Mode, kind: type[Loop]) -> None:
     small, large = unequal()
 

@@ -21,7 +21,6 @@ from hidra_cli.engine.normalization import Mode, norm_factory
 from hidra_cli.engine.strategies import cores
 from hidra_cli.engine.strategies.base import Loop, Strategy
 from hidra_cli.engine.strategies.choose import choose
-from hidra_cli.engine.strategies.compilation import Compiled
 from hidra_cli.engine.strategies.cores import POOL, Processes, Threads
 from hidra_cli.engine.strategies.stacked import Batched
 from hidra_cli.engine.task_batch import Examples, TaskBatch
@@ -129,24 +128,6 @@ def test_every_backbone_can_do_it(backbone: str, name: Any) -> None:
     choice = choose(name, learner, SHAPES[backbone])
     assert (choice.strategy.name, choice.why) == (name, "")
     check(learner, choice.strategy, batch, InnerLoop(2, 0.1))
-
-
-@pytest.mark.parametrize("head", ["hidra", "maml", "random", "protomaml", "ridge"])
-def test_the_traced_meta_gradient_is_that_of_the_loop(head: str) -> None:
-    """As it is compiled, without the minutes of a compiler; and again with other weights."""
-    learner = make_learner(head, learned_steps=2)
-    strategy = Compiled(learner, backend="aot_eager", micro_batch=2)
-    check(learner, strategy, make_batch(tasks=4), InnerLoop(2, 0.3))
-    with torch.no_grad():
-        for parameter in learner.parameters():
-            parameter.mul_(1.1)
-    check(learner, strategy, make_batch(tasks=4, seed=7), InnerLoop(2, 0.3))
-
-
-@pytest.mark.slow
-def test_the_compiled_meta_gradient_is_that_of_the_loop() -> None:
-    learner = make_learner("hidra", normalization="transductive")
-    check(learner, Compiled(learner), make_batch(tasks=2), InnerLoop(2, 0.3))
 
 
 @pytest.mark.parametrize("head", ["hidra", "maml", "random"])
@@ -271,7 +252,7 @@ def test_a_head_that_cannot_be_batched_gets_the_loop_and_says_why() -> None:
     assert choose("threads", learner, (1, 8, 8)).why == ""
 
 
-@pytest.mark.parametrize("name", ["loop", "threads", "processes", "batched", "compiled"])
+@pytest.mark.parametrize("name", ["loop", "threads", "processes", "batched"])
 def test_the_strategy_that_is_asked_for_is_chosen(name: Any) -> None:
     choice = choose(name, make_learner("protomaml"), (1, 8, 8), recompute=True, micro_batch=3)
     assert (choice.strategy.name, choice.why) == (name, "")

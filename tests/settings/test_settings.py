@@ -486,3 +486,7 @@ def test_an_option_of_a_type_that_no_text_spells_is_the_plugin_s_fault() -> None
         plugin_options("head 'x'", [Option("odd", Odd, None, False, "")], {"odd": "1"})
     with pytest.raises(UsageError, match="are wrong"):
         plugin_options("head 'x'", [Option("rate", float, 1.0, False, "")], {"rate": "nan"})
+
+
+def test_a_run_of_an_older_version_names_its_strategy_otherwise() -> None:
+    assert RunSettings(strategy="compiled").strategy == "captured"  # type: ignore[arg-type]

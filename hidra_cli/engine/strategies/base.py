@@ -7,7 +7,8 @@ All give the gradient of the loop:
   number of tasks (cores.py).
 - `processes`: the same in worker processes, which do not wait for each other; the same bits.
 - `batched`: all tasks at once, each with its own weights where weights differ (stacked.py).
-- `compiled`: as batched, the whole meta-gradient compiled as one function (compilation.py).
+- `captured`: as batched, the whole meta-gradient traced (tracing.py) and replayed as a CUDA graph
+  (capture.py).
 """
 
 from __future__ import annotations

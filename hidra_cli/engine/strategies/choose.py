@@ -12,14 +12,12 @@ import torch
 from hidra_cli.engine.inner_loop import InnerLoop
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.strategies.base import Loop, Strategy, TaskByTask
-from hidra_cli.engine.strategies.compilation import Compiled
+from hidra_cli.engine.strategies.capture import Captured
 from hidra_cli.engine.strategies.cores import PATIENCE, Processes, Threads
-from hidra_cli.engine.strategies.recomputation import outer_gradients
 from hidra_cli.engine.strategies.stacked import Batched
-from hidra_cli.engine.strategies.stacking import StackedLearner, stacked
 from hidra_cli.engine.task_batch import Examples, TaskBatch
 
-StrategyName = Literal["loop", "threads", "processes", "batched", "compiled"]
+StrategyName = Literal["loop", "threads", "processes", "batched", "captured"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def choose(
     """The strategy of a name, or one that backbone and head support.
 
     "auto" is a task per core on a CPU, in processes when training takes long, and all tasks at once
-    on a GPU.
+    on a GPU, as a CUDA graph.
 
     Args:
         learner: in the mode, train() or eval(), that it will be used in.
@@ -59,11 +57,17 @@ def choose(
     if name == "auto":
         if learner.device.type == "cpu":
             return Choice(make(partial(Processes, patience=PATIENCE)))
-        name = "batched"
-    if name in ("batched", "compiled"):
-        if fault := _cannot_stack(learner, image_shape):
+        name = "batched" if recompute else "captured"
+    if name in ("batched", "captured"):
+        if fault := _fails(Batched(learner), learner, image_shape):
             return Choice(make(Loop), f"backbone or head cannot be batched: {fault}")
-        return Choice(make(Batched if name == "batched" else Compiled))
+        if name == "batched":
+            return Choice(make(Batched))
+        if recompute:
+            return Choice(make(Batched), "--graphs recompute cannot be captured")
+        if fault := _fails(Captured(learner), learner, image_shape):
+            return Choice(make(Batched), f"backbone or head cannot be captured: {fault}")
+        return Choice(make(Captured))
     by_name: dict[str, type[TaskByTask]] = {
         "loop": Loop,
         "threads": Threads,
@@ -92,13 +96,11 @@ def _trial_batch(learner: Learner, image_shape: tuple[int, int, int]) -> TaskBat
     return TaskBatch(examples, examples, ways, 1, (0, 1)).mapped(learner.precomputed)
 
 
-def _cannot_stack(learner: Learner, image_shape: tuple[int, int, int]) -> str:
-    """Why a small meta-gradient of two tasks at once fails; "" where it does not."""
-    task = stacked(_trial_batch(learner, image_shape))
+def _fails(strategy: Strategy, learner: Learner, image_shape: tuple[int, int, int]) -> str:
+    """Why a small meta-gradient of two tasks fails; "" if it does not."""
     try:
         # Two steps: only in the first do tasks share their weights.
-        inner = InnerLoop(2, 0.01)
-        outer_gradients(StackedLearner(learner), task, inner, list(learner.parameters()))
-    except Exception as exc:  # whatever a plugin's code does under vmap
+        list(strategy.gradients(_trial_batch(learner, image_shape), InnerLoop(2, 0.01)))
+    except Exception as exc:  # whatever a plugin's code does under vmap, or while it is traced
         return f"{type(exc).__name__}: {exc}".split("\n")[0]
     return ""

@@ -72,13 +72,9 @@ def _warm_up(trainer: MetaTrainer) -> None:
 
 def _measured(trainer: MetaTrainer, shape: TaskShape) -> tuple[Step, float]:
     """The second of two steps, because the first pays for warming up; tasks per second."""
-    from hidra_cli.jobs.training.loop import take_step
-    from hidra_cli.jobs.training.schedule import heaviest_inner
-
-    inner = heaviest_inner(trainer.inner, trainer.settings.outer)
-    take_step(trainer, shape, inner)
+    trainer.step(shape, trainer.heaviest_inner)
     begun = time.monotonic()
-    step = take_step(trainer, shape, inner)
+    step = trainer.step(shape, trainer.heaviest_inner)
     return step, trainer.settings.outer.meta_batch / (time.monotonic() - begun)
 
 
