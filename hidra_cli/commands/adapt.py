@@ -31,7 +31,8 @@ def adapt(
         Path | None,
         typer.Option(
             help=flags.with_default(
-                "A run directory or checkpoint.", "the latest run, else omniglot-any"
+                "latest, a run, a checkpoint or a model that ships with hidra.",
+                "of own pictures the shipped model that suits them, else the latest run",
             ),
             autocompletion=completion.run_paths,
         ),
@@ -138,10 +139,11 @@ def adapt(
     from hidra_cli.jobs.one_task import AdaptRequest, check_classifies
     from hidra_cli.jobs.own_data import OwnPictures
     from hidra_cli.reports.adaptation import show_drawn, show_own
-    from hidra_cli.runs.locate import latest_or_shipped
+    from hidra_cli.runs.locate import latest_or_shipped, named_model
     from hidra_cli.runs.model import load_model
 
     where = resolve_device(device or "auto")
+    checkpoint = None if checkpoint is None else named_model(checkpoint, runs_dir)
     request = AdaptRequest(where, ways, shots, steps, out, keep=not forget)
     reading: dict[str, object] = {
         "--fit": fit,
@@ -155,7 +157,8 @@ def adapt(
             "--query-labels": query_labels,
         }
         _check_only_drawn(own_only | {"--base": base} | reading)
-        model = load_model(checkpoint or latest_or_shipped(runs_dir, console), where, steps=steps)
+        checkpoint = checkpoint or latest_or_shipped(runs_dir, console)
+        model = load_model(checkpoint, where, steps=steps)
         check_classifies(model)
         settings = flags.another_dataset(model.settings.dataset, dataset, source, data_opt)
         images = open_images(settings, cache_dir, console)
@@ -168,8 +171,6 @@ def adapt(
     _check_only_new(base, {"--checkpoint": checkpoint, **reading})
     if query is None and query_labels is not None:
         raise UsageError("--query-labels needs --query", fix="add --query DIR")
-    if base is None:
-        checkpoint = checkpoint or latest_or_shipped(runs_dir, console)
     options = picture_flags.picture_options(fit, background, value_range, max_pixels, skip_broken)
     pictures = OwnPictures(support, query, labels, query_labels, base, options)
     own = adapt_pictures(pictures, checkpoint, request)

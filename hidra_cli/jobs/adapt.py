@@ -9,6 +9,7 @@ from typing import Any
 
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.audit import Audit
+from hidra_cli.jobs.choose_model import ModelChoice, choose_model
 from hidra_cli.jobs.classifier import load_base, save_classifier
 from hidra_cli.jobs.one_task import (
     Adapted,
@@ -46,6 +47,7 @@ class OwnAdaptation:
     """People's own pictures, learned.
 
     Attributes:
+        choice: why this model; None where a person named it.
         model: what was adapted, with the inner steps that were taken.
         counts: support pictures of each class.
         held_out: None where the steps were given, or where nothing could be held out.
@@ -55,6 +57,7 @@ class OwnAdaptation:
         path: of the classifier.
     """
 
+    choice: ModelChoice | None
     model: TrainedModel
     counts: dict[str, int]
     held_out: HeldOut | None
@@ -72,6 +75,7 @@ class OwnAdaptation:
         per_class = zip(self.counts, self.adapted.per_class, strict=True)
         return {
             "checkpoint": str(self.model.path),
+            "choice": self.choice.to_json() if self.choice else None,
             "classes": self.counts,
             "steps": self.model.steps,
             "held_out_accuracy_per_step": self.held_out.accuracies if self.held_out else None,
@@ -94,7 +98,8 @@ def adapt_pictures(
 
     Args:
         pictures: where they are.
-        checkpoint: the run or model that adapts; None where `pictures.base` says it.
+        checkpoint: the run or model that adapts; None where `pictures.base` says it, or where
+            the shipped models compete.
         request: what else was asked for.
 
     Raises:
@@ -103,13 +108,15 @@ def adapt_pictures(
         NotFiniteError: the inner steps diverged.
         RunError: the classifier cannot be written.
     """
-    kept = None
+    kept = choice = None
     if pictures.base is not None:
         model, kept = load_base(pictures.base, request.device)
-    else:
-        assert checkpoint is not None
+    elif checkpoint is not None:
         model = load_model(checkpoint, request.device)
         check_classifies(model)
+    else:
+        choice = choose_model(pictures, request.device)
+        model = choice.model
     data = read_own(pictures, model.meta.image_preprocessing, request.device, kept)
     classes, counts = data.classes, data.counts
     _check_numbers(counts, request.ways, request.shots)
@@ -142,7 +149,9 @@ def adapt_pictures(
     save_classifier(
         path, model, adapted.weights, task, classes, data.preprocessing, keep=request.keep
     )
-    return OwnAdaptation(model, counts, held_out, adapted, mistakes, queries, data.audit, path)
+    return OwnAdaptation(
+        choice, model, counts, held_out, adapted, mistakes, queries, data.audit, path
+    )
 
 
 def _check_numbers(counts: dict[str, int], ways: int | None, shots: int | None) -> None:

@@ -193,7 +193,7 @@ def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, KeptSuppo
     checkpoint = load_checkpoint(path, CLASSIFIER_FORMAT)
     meta = checkpoint.classifier_meta
     start, support = checkpoint.part("start"), checkpoint.part("support")
-    if not start or not support:
+    if not support or (not start and meta.network is None):  # a frozen network has no start
         raise UsageError(
             f"{path} cannot grow",
             why="it was saved without its support images (--forget)",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hidra_cli.engine.devices import memory_errors
+from hidra_cli.engine.frozen import FrozenNetwork
 from hidra_cli.engine.inner_loop import adapt, labelled_right
 from hidra_cli.engine.learner import Weights
 from hidra_cli.engine.task_batch import Task, class_weights
@@ -21,6 +22,7 @@ from hidra_cli.tasks.objective import CLASSIFICATION
 # Pictures of a class that are needed to hold one out, and the parts they are divided into.
 FEWEST_TO_HOLD_OUT = 2
 MOST_FOLDS = 3
+MOST_FOLDS_OF_FEATURES = 10  # that are computed once: a fold then costs next to nothing
 # More inner steps are tried until so many in a row were no better, beyond those of training.
 MOST_STEPS = 10
 PATIENCE = 2
@@ -133,11 +135,15 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
     shots = int(torch.bincount(labels, minlength=ways).min())
     if shots < FEWEST_TO_HOLD_OUT:
         return None
-    folds, place = min(MOST_FOLDS, shots), _place_within_class(labels)
+    frozen = isinstance(model.learner.backbone, FrozenNetwork)
+    folds = min(MOST_FOLDS_OF_FEATURES if frozen else MOST_FOLDS, shots)
+    place = _place_within_class(labels)
     masks = [place % folds == fold for fold in range(folds)]
     images = model.learner.precomputed(images)
     tasks = [own_task((images[~m], labels[~m]), (images[m], labels[m]), ways) for m in masks]
-    most, truth = max(MOST_STEPS, model.steps), labels.cpu()
+    truth, most = labels.cpu(), max(MOST_STEPS, model.steps)
+    if not model.steps and not model.learner.head.identical_neurons:
+        most = 0  # its head starts at the solution
     paths = [adapt(model.learner, t, model.inner, meta=False, steps=most) for t in tasks]
     at_each_step: list[Tensor] = []
     accuracies: list[float] = []

@@ -92,21 +92,11 @@ def read_own(
         UsageError: folders or options cannot be right.
     """
     options = pictures.options
-    try:
-        wanted = options.applied_to(preprocessing)
-    except ValueError as exc:
-        raise UsageError(
-            "pictures cannot be read like that",
-            why=str(exc),
-            fix="--background white or '#ffffff'; --value-range 0:4095",
-        ) from exc
     support = labelled_pictures(pictures.support, pictures.labels)
     if kept is not None:
         support = support.called_as(kept.classes)
-    read = _read(support.paths, wanted, options)
-    if kept is None and (ranges := ranges_of(read.pictures, wanted.ranges)) != wanted.ranges:
-        wanted = replace(wanted, ranges=ranges)
-        read = _read(support.paths, wanted, options)
+    read = read_support(support.paths, preprocessing, options, keep_ranges=kept is not None)
+    wanted = read.preprocessing
     support = support.without(set(read.damaged))
     _check_seen(support, read)
     classes, images, labels = _together(support, read.images.to(device), kept)
@@ -122,6 +112,39 @@ def read_own(
     if asked is not None and query_read is not None:
         parts.append(("query", asked, query_read))
     return OwnData(tuple(classes), images, labels, read.paths, query, wanted, _audit(parts))
+
+
+def read_support(
+    paths: Sequence[Path],
+    preprocessing: Preprocessing,
+    options: PictureOptions,
+    *,
+    keep_ranges: bool = False,
+) -> ReadPictures:
+    """Read the pictures to learn; their values say which range means black and white.
+
+    Args:
+        paths: of the pictures.
+        preprocessing: of the model.
+        options: what of it is changed.
+        keep_ranges: take the ranges of `preprocessing`, whatever the pictures hold.
+
+    Raises:
+        DataError: one cannot be read.
+        UsageError: options cannot be right.
+    """
+    try:
+        wanted = options.applied_to(preprocessing)
+    except ValueError as exc:
+        raise UsageError(
+            "pictures cannot be read like that",
+            why=str(exc),
+            fix="--background white or '#ffffff'; --value-range 0:4095",
+        ) from exc
+    read = _read(paths, wanted, options)
+    if not keep_ranges and (ranges := ranges_of(read.pictures, wanted.ranges)) != wanted.ranges:
+        read = _read(paths, replace(wanted, ranges=ranges), options)
+    return read
 
 
 def _read(

@@ -39,13 +39,18 @@ def show_drawn(result: DrawnAdaptation, console: Console) -> None:
 def show_own(result: OwnAdaptation, console: Console) -> None:
     """The steps, classes and confusions of people's own pictures."""
     model, held_out = result.model, result.held_out
+    if result.choice is not None:
+        console.note(result.choice.line)
     _show_audit(result, console)
     _show_steps(f"{len(result.classes)} classes of your own", model, result.adapted, console)
     if held_out is not None:
-        right = f"{100 * held_out.accuracies[held_out.steps]:.1f} % of them right"
+        most = len(held_out.accuracies) - 1
+        steps = (
+            f"{held_out.steps} inner steps, the best of up to {most}" if most else "no inner step"
+        )
         console.print(
-            f"{held_out.steps} inner steps, the best of up to {len(held_out.accuracies) - 1} on "
-            f"support pictures held out in {held_out.folds} parts: {right}"
+            f"{steps} on support pictures held out in {held_out.folds} parts: "
+            f"{100 * held_out.accuracies[held_out.steps]:.1f} % of them right"
         )
     else:
         console.print(f"{model.steps} inner steps (as trained, or as given)")

