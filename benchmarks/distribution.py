@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hidra_cli.images.open import open_images
 from hidra_cli.jobs.evaluate import evaluate_cell
+from hidra_cli.reports.figures import COLOURS
 from hidra_cli.runs.environment import environment
 from hidra_cli.runs.model import TrainedModel, load_model
 from hidra_cli.runs.scores import interval
@@ -169,7 +170,7 @@ def picture(models: list[TrainedModel], found: dict[str, Any]) -> bytes:
     places = np.arange(len(rows))[::-1]
     right.errorbar(
         [100 * row["accuracy"] for row in rows], places,
-        xerr=[100 * row["interval"] for row in rows], fmt="o", color="#0072B2", capsize=4,
+        xerr=[100 * row["interval"] for row in rows], fmt="o", color=COLOURS[0], capsize=4,
     )  # fmt: skip
     right.set_yticks(places, [row["neurons"] for row in rows], fontsize=8)
     right.set_ylim(-0.7, len(rows) - 0.3)

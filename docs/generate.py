@@ -23,6 +23,7 @@ from hidra_cli.settings.layers import OTHER_VARIABLES
 from hidra_cli.settings.setting import Setting
 
 HOW = "python docs/generate.py"
+GLOSSARY = "The words are explained in the [glossary](quick-start.md#the-words-in-this-table)."
 NOTE = f"<!-- Written by `{HOW}`, from the help texts of the program: change them there. -->"
 
 
@@ -54,9 +55,11 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         NOTE,
-        "`hidra COMMAND --help` shows the same. The result goes to standard output, all else to "
-        "standard error. [settings.md](settings.md) has the environment variable and the TOML key "
-        "of each setting, the README the exit codes.",
+        f"`hidra COMMAND --help` shows the same. {GLOSSARY}",
+        "Results go to standard output, everything else to standard error. "
+        "[settings.md](settings.md) has the environment variable and the TOML key of each setting.",
+        "Exit codes: 0 done · 1 run failed · 2 usage or configuration · 3 data missing or damaged "
+        "· 4 plugin · 5 device or memory · 130 or 143 interrupted, after saving.",
         "Every command has these:",
         _table(["option", "default", "meaning"], [_row(p) for p in everywhere]),
     ]
@@ -74,22 +77,23 @@ def settings_page() -> str:
         "# Settings",
         NOTE,
         "Every setting of a training is a flag of `hidra meta-train`, an environment variable, and "
-        "a key of the TOML files of `--config` and `--preset`. A flag wins over a variable, that "
-        "over `--config`, that over `--preset`, that over the default; this shows what holds, and "
-        "from where:",
+        f"a key of the TOML files of `--config` and `--preset`. {GLOSSARY}",
+        "If a setting has several values, the first of these wins: flag, variable, `--config`, "
+        "`--preset`, default. `--print-config` shows each value and its origin:",
         "```\nhidra meta-train --preset omniglot-5way --ways 10 --print-config\n```",
-        "`5`, `2-20` and `2,5,10` are numbers of ways or shots. Options of plugins are repeated "
-        "flags (`--bb-opt filters=32 --bb-opt init=torch`), `filters=32,init=torch` in a variable, "
-        "and a table in TOML; the last section lists them. Those of one plugin are joined over all "
-        "of these; who names another plugin starts from its defaults. A run that is resumed may "
-        "change only " + ", ".join(f"`{key}`" for key in sorted(MAY_CHANGE)) + ".",
+        "Write numbers of ways or shots as `5`, `2-20` or `2,5,10`.",
+        "Write options of plugins as repeated flags (`--bb-opt filters=32 --bb-opt init=torch`), "
+        "as `filters=32,init=torch` in a variable, or as a table in TOML. The last section lists "
+        "the options. hidra merges options of one plugin from all these places. If a place names "
+        "another plugin, that plugin starts with its own defaults.",
+        "A resumed run may change only " + ", ".join(f"`{k}`" for k in sorted(MAY_CHANGE)) + ".",
     ]
     for section, declarations in SECTIONS.items():
         lines += [f"## [{section}]", inspect.cleandoc(declarations.__doc__ or "")]
         rows = [_setting_row(setting) for setting in SETTINGS if setting.section == section]
         lines.append(_table(["key", "flag, variable", "value", "default", "meaning"], rows))
     lines += [
-        "## Variables that are no settings",
+        "## Variables that are not settings",
         _table(["variable", "meaning"], [[f"`{k}`", v] for k, v in OTHER_VARIABLES.items()]),
         "## Options of the built-in plugins",
         *_plugin_options(),

@@ -11,6 +11,7 @@ import ast
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class Function:
-    """One function of the code and its length in lines, signature and docstring left out."""
+    """One function of the code and its length in lines, from `def` to its end."""
 
     name: str
     file: Path
@@ -90,17 +91,25 @@ def room_arrows() -> Counter[tuple[str, str]]:
     return Counter({pair: count for pair, count in arrows.items() if pair[0] != pair[1]})
 
 
+def circle() -> list[str]:
+    """Files that import each other in a circle; none, if there is no circle."""
+    graph: dict[str, set[str]] = {}
+    for name, owner in module_arrows():
+        graph.setdefault(name, set()).add(owner)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def functions(folders: tuple[str, ...] = ("hidra_cli", "plugins")) -> Iterator[Function]:
     """Every function of the code."""
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield Function(node.name, path.relative_to(ROOT), _body_lines(node))
-
-
-def _body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-    return 0 if not body else (node.end_lineno or 0) - body[0].lineno + 1
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                yield Function(node.name, path.relative_to(ROOT), lines)
 
 
 def draw(path: Path) -> None:

@@ -192,8 +192,7 @@ class ProtoMaml(Linear):
         generator: torch.Generator,
     ) -> FastWeights:
         assert support_features is not None  # needs_support
-        member = one_hot(support_labels, ways).to(support_features)  # (n, N)
-        means = member.T @ support_features / member.sum(0)[:, None]
+        means = class_means(support_features, support_labels, ways)
         return {
             "weight": 2 * self.scale * means,
             "bias": -self.scale * means.square().sum(1),
@@ -251,6 +250,12 @@ def unit(rows: Tensor) -> Tensor:
     Features after a ReLU may all be zero.
     """
     return rows * torch.rsqrt(rows.square().sum(1, keepdim=True) + _SHORTEST**2)
+
+
+def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Features (n, F) and labels (n,) → the mean features of each class (N, F)."""
+    member = one_hot(labels, ways).to(features)  # (n, N)
+    return member.T @ features / member.sum(0)[:, None]
 
 
 class _Fresh(Linear):

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidra_cli.api import FastWeights, Head, one_hot
+from hidra_cli.api import FastWeights, Head
+
+from .heads import class_means, positive, unit
 
 # Adam moves a parameter by about its rate in each step, so this one is stored in small units.
 _SHARE_UNIT = 0.1
-# Rows much shorter than this keep their direction, but not length 1.
-_SHORTEST = 1e-3
 
 
 class HidraPrototypes(Head):
@@ -54,8 +54,7 @@ class HidraPrototypes(Head):
         super().__init__(features, max_ways)
         if not math.isfinite(share):
             raise ValueError(f"share={share} is not a finite number")
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"scale={scale} is not a positive number")
+        log_scale = math.log(positive("scale", scale))
         self.normalize = normalize
         self.master_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, features)))
         self.share = nn.Parameter(torch.tensor(share / _SHARE_UNIT))
@@ -64,7 +63,7 @@ class HidraPrototypes(Head):
             self.common_parameters = ("master_weight", "master_bias")
         if normalize != "none":
             # Its logarithm, so that no step can make it negative.
-            self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+            self.log_scale = nn.Parameter(torch.tensor(log_scale))
 
     def initialize(
         self,
@@ -74,9 +73,8 @@ class HidraPrototypes(Head):
         generator: torch.Generator,
     ) -> FastWeights:
         assert support_features is not None  # needs_support
-        z = support_features if self.normalize == "none" else _unit(support_features)
-        member = one_hot(support_labels, ways).to(z)  # (n, N)
-        prototypes = member.T @ z / member.sum(0)[:, None]
+        z = support_features if self.normalize == "none" else unit(support_features)
+        prototypes = class_means(z, support_labels, ways)
         share = _SHARE_UNIT * self.share
         weight = self.master_weight + 2 * share * (prototypes - prototypes.mean(0))
         if self.normalize == "both":
@@ -88,12 +86,7 @@ class HidraPrototypes(Head):
         weight = fast_weights["weight"]
         if self.normalize == "none":
             return F.linear(features, weight, fast_weights["bias"])
-        z = _unit(features.to(weight.dtype))
+        z = unit(features.to(weight.dtype))
         if self.normalize == "both":
-            return self.log_scale.exp() * F.linear(z, _unit(weight))
+            return self.log_scale.exp() * F.linear(z, unit(weight))
         return self.log_scale.exp() * F.linear(z, weight, fast_weights["bias"])
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows (n, F) of length 1. A row of zeros stays zero and has finite derivatives."""
-    return rows * torch.rsqrt(rows.square().sum(1, keepdim=True) + _SHORTEST**2)

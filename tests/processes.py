@@ -16,6 +16,8 @@ from torch import nn
 from hidra_cli.errors import NotFiniteError, UsageError
 from hidra_cli.images.open import open_images
 from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.jobs.training.loop import take_step
+from hidra_cli.jobs.training.loop import train as run_training
 from hidra_cli.jobs.training.trainer import MetaTrainer
 from hidra_cli.runs.directory import RunDir, create_run
 from hidra_cli.settings.layers import resolve
@@ -70,7 +72,7 @@ def train(name: str, folder: Path, cache: Path, group: ProcessGroup = SINGLE) ->
     data = open_tasks(settings.dataset, cache, Console(verbosity=-1), CPU)
     trainer = MetaTrainer(settings, data, CPU, group=group)
     run = create_run(folder, name, settings) if group.main else RunDir(folder / name)
-    trained = trainer.run(run, Console(verbosity=-1))
+    trained = run_training(trainer, run)
     group.wait()
     with run.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -84,7 +86,7 @@ def diverge(images: PreparedImages, group: ProcessGroup = SINGLE) -> str:
     """Why a training whose first step is not finite stopped."""
     trainer = MetaTrainer(settings_of(DIVERGING), images, CPU, group=group)
     try:
-        trainer.step()
+        take_step(trainer)
     except NotFiniteError as error:
         return error.why
     return "it did not"

@@ -1,81 +1,96 @@
-"""The rooms of the program and the direction of the arrows between them."""
+"""The rooms of the program, the direction of the arrows between them, and the sizes in them."""
 
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "hidra_cli"
 
-# From the ground up; a room imports only from floors below, or from its own.
-FLOORS = [
-    {"errors"},
-    {"system"},
-    {"api"},
-    {"settings", "engine"},
-    {"images"},
-    {"tasks"},
-    {"runs"},
-    {"jobs"},
-    {"reports"},
-    {"commands"},
-    {"app"},
-]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-MODULES = sorted((ROOT / "hidra_cli").rglob("*.py"))
+structure = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "structure.py")))
+FLOOR_OF = {
+    room: -floor for floor, rooms in enumerate(structure.FLOORS) for room in rooms
+}  # higher above
+MODULES = structure.modules()
+PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of the modules a file imports, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def own_imports(path: Path) -> set[str]:
+    return {name for name in structure.imported(path) if name.split(".")[0] == "hidra_cli"}
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT / "hidra_cli").parts[0].removesuffix(".py")
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_root_has_these_entries_and_no_others() -> None:
+    entries = {
+        path.name
+        for path in PACKAGE.iterdir()
+        if not path.name.startswith((".", "_")) and path.suffix != ".so"
+    }
+    folders = {"commands", "reports", "jobs", "runs", "tasks", "images"}
+    folders |= {"settings", "engine", "api", "system"}
+    assert entries == folders | {"app.py", "errors.py", "py.typed"}
+    assert {entry.removesuffix(".py") for entry in entries} - {"py.typed"} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_arrows_point_down(path: Path) -> None:
-    room = room_of(path)
+    room = structure.room_of(path)
+    assert not any(name.startswith("hidra_plugins") for name in structure.imported(path)), (
+        "built-ins come through their entry points"
+    )
     if room == "__init__":
-        assert imported(path) == set()
+        assert own_imports(path) == set()
         return
-    for name in imported(path):
-        assert not name.startswith("hidra_plugins"), "built-ins come through their entry points"
-        parts = name.split(".")
-        if parts[0] == "hidra_cli" and parts[1] in FLOOR_OF and parts[1] != room:
-            assert FLOOR_OF[parts[1]] <= FLOOR_OF[room], f"{room} imports {name}"
+    for name in own_imports(path):
+        target = name.split(".")[1]
+        if target in FLOOR_OF and target != room:
+            assert FLOOR_OF[target] < FLOOR_OF[room], f"{room} imports {name}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", PLUGINS, ids=name_of)
 def test_plugins_see_the_api_alone(path: Path) -> None:
-    ours = {name for name in imported(path) if name.startswith("hidra_cli")}
-    assert all(name.startswith("hidra_cli.api.") for name in ours), ours
+    assert all(name.startswith("hidra_cli.api.") for name in own_imports(path))
 
 
-def test_jobs_need_neither_typer_nor_rich() -> None:
+def test_jobs_and_runs_need_neither_typer_nor_rich() -> None:
     """Nor does anything they import: Python users call them without a command line."""
-    names = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in sorted((ROOT / "hidra_cli" / "jobs").rglob("*.py"))
-    ]
-    code = f"import sys, {', '.join(names)}; print(*{{'typer', 'rich'}} & sys.modules.keys())"
+    paths = [path for path in MODULES if structure.room_of(path) in ("jobs", "runs")]
+    for path in paths:
+        tops = {name.split(".")[0] for name in structure.imported(path)}
+        assert not tops & {"typer", "rich"}, path
+    names = ", ".join(map(structure.dotted, paths))
+    code = f"import sys, {names}; print(*{{'typer', 'rich'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 def test_the_engine_knows_no_files_and_prints_nothing() -> None:
-    for path in (ROOT / "hidra_cli" / "engine").rglob("*.py"):
-        tops = {name.split(".")[0] for name in imported(path)}
+    for path in (PACKAGE / "engine").rglob("*.py"):
+        tops = {name.split(".")[0] for name in structure.imported(path)}
         assert not tops & {"pathlib", "os", "h5py", "rich", "typer", "json"}, path
         assert "print(" not in path.read_text()
+
+
+def test_commands_define_no_classes() -> None:
+    for path in (PACKAGE / "commands").glob("*.py"):
+        names = [
+            n.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)
+        ]
+        assert names == [], path
+
+
+def test_the_page_on_the_architecture_names_every_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for room in FLOOR_OF:
+        name = f"{room}/" if (PACKAGE / room).is_dir() else f"{room}.py"
+        assert f"| `{name}` |" in page

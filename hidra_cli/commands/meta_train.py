@@ -17,42 +17,47 @@ if TYPE_CHECKING:
     from hidra_cli.settings.layers import Resolved
     from hidra_cli.system.console import Console
 
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        help="Go on with a run: its directory or name, or latest.",
+        metavar="RUN",
+        autocompletion=completion.runs_to_resume,
+    ),
+]
+Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Settings that ship with hidra.", autocompletion=completion.presets),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the run directory.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        help="Check all, take steps, report memory and speed, write nothing.", show_default=False
+    ),
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option(
+        help="Show each setting, its value and where it came from, and stop.", show_default=False
+    ),
+]
+
 
 @with_setting_flags
 @flags.with_console
 def meta_train(
     console: Console,
     setting_flags: Mapping[str, Any],
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            help="Go on with a run: its directory or name, or latest.",
-            metavar="RUN",
-            autocompletion=completion.runs_to_resume,
-        ),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Settings that ship with hidra.", autocompletion=completion.presets),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run directory.")] = None,
+    resume: Resume = None,
+    config: Config = None,
+    preset: Preset = None,
+    name: Name = None,
     runs_dir: flags.RunsDir = None,
     cache_dir: flags.CacheDir = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            help="Check all, take steps, report memory and speed, write nothing.",
-            show_default=False,
-        ),
-    ] = False,
-    print_config: Annotated[
-        bool,
-        typer.Option(
-            help="Show each setting, its value and where it came from, and stop.",
-            show_default=False,
-        ),
-    ] = False,
+    dry_run: DryRun = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Meta-train a model and test it.
 

@@ -51,6 +51,10 @@ class FrozenNetwork(Backbone):
         features: Tensor = self.network(images)
         return features
 
+    @property
+    def device(self) -> torch.device:
+        return self._place.device
+
     @cached_property
     def sha256(self) -> str:
         """Of all its tensors: names, types, sizes and values."""

@@ -148,21 +148,29 @@ def open_images(
     settings: DatasetSettings, cache_dir: Path | None, console: Console
 ) -> PreparedImages:
     """The prepared images of a dataset; an embedded one is prepared when it is not there yet."""
-    from hidra_cli.errors import DataError
-    from hidra_cli.images.cache import cache_dir as resolve_cache
-    from hidra_cli.images.open import choose_dataset
-    from hidra_cli.images.prepare import has_changed
     from hidra_cli.images.prepared import open_store
 
     choice = choose_dataset(settings)
     if choice.dataset.embedded:
         prepare_images(choice, cache_dir, console)
     images = open_store(store_path(choice, cache_dir), choice.plugin.name)
+    check_unchanged(choice, images, cache_dir)
+    console.detail(f"images: {images.path} ({images.content_hash[:12]})")
+    return images
+
+
+def check_unchanged(choice: DatasetChoice, images: PreparedImages, cache_dir: Path | None) -> None:
+    """Refuse prepared images, or their features, of a folder that has other files now.
+
+    Raises:
+        DataError: it has.
+    """
+    from hidra_cli.images.cache import cache_dir as resolve_cache
+    from hidra_cli.images.prepare import has_changed
+
     if has_changed(choice.dataset, choice.key, images, resolve_cache(cache_dir) / "downloads"):
         raise DataError(
             f"{choice.source} has changed since it was prepared",
             why="files were added, removed or edited",
             fix=f"hidra prepare {choice.plugin.name} --source {choice.source}",
         )
-    console.detail(f"images: {images.path} ({images.content_hash[:12]})")
-    return images

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from filelock import FileLock
 
 from hidra_cli import __version__
 from hidra_cli.api.data import SPLITS, Dataset, ImageClass
@@ -21,6 +20,7 @@ from hidra_cli.images.cache import StoreKey
 from hidra_cli.images.decoding_pool import _decoded
 from hidra_cli.images.file_format import SEAL_BYTES, ContentHash, _SafeFile, write_about
 from hidra_cli.images.prepared import PreparedImages, open_store
+from hidra_cli.images.writing import locked, write_beside
 from hidra_cli.system.console import Advance
 from hidra_cli.system.files import writing_to
 from hidra_cli.system.signals import StopRequest, stop_requests
@@ -63,45 +63,22 @@ def prepare(
     force = force or is_stale(dataset, key, path, downloads)
     if path.exists() and not force:
         return False
-    # Released by the system when its process ends, so that no stale lock can be left.
-    lock = FileLock(path.with_suffix(".lock"))
-    with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
+    with locked(path):
         if path.exists() and not force:
             return False
         classes = _checked_classes(dataset, key, downloads)
         attributes = _attributes(dataset, key, version, source)
         if dataset.source_is_identity:
             attributes["listing"] = _listing(classes)
+
+        def write(beside: Path) -> None:
+            _write(beside, dataset, classes, attributes, progress, workers, stop)
+            open_store(beside, attributes["dataset"], load=False)
+
         with writing_to(path), stop_requests() as stop:
-            _write_beside(path, dataset, classes, attributes, progress, workers, stop)
-    finally:
-        lock.release()
+            write_beside(path, write)
     stop.obey()
     return True
-
-
-def _write_beside(
-    path: Path,
-    dataset: Dataset,
-    classes: list[ImageClass],
-    attributes: dict[str, str],
-    progress: Advance,
-    workers: int | None,
-    stop: StopRequest,
-) -> None:
-    """Write under another name, check, then rename. The caller holds the lock."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink()  # of a process that was killed: the lock is ours
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _write(beside, dataset, classes, attributes, progress, workers, stop)
-        open_store(beside, attributes["dataset"], load=False)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def is_stale(dataset: Dataset, key: StoreKey, path: Path, downloads: Path) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 IN_MEMORY_SHARE = 0.5
 # Up to this share of the memory that is free on a device, images are kept there.
 ON_DEVICE_SHARE = 0.25
+Table = Literal["images", "features"]
+_TABLES: dict[Table, tuple[type[np.generic], int]] = {  # type and number of dimensions
+    "images": (np.uint8, 4),
+    "features": (np.float32, 2),
+}
 _ATTRIBUTES = ("dataset", "content_hash", "source_hash", "source", "invert", "licence")
 
 
@@ -45,9 +51,12 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """A prepared dataset.
+    """A prepared dataset: its images, or their features of a frozen network.
 
-    `images` is an array in memory, a dataset in the open file, or a tensor on a device.
+    Attributes:
+        image_shape: (C, H, W) of the images, also where features stand for them.
+        images: images (n, C, H, W) uint8 or features (n, F) float32: an array in memory, a dataset
+            in the open file, or a tensor on a device.
     """
 
     path: Path
@@ -64,6 +73,10 @@ class PreparedImages:
         return self.attributes["content_hash"]
 
     @property
+    def has_features(self) -> bool:
+        return len(self.images.shape) == 2
+
+    @property
     def place(self) -> str:
         """Where the images are, for messages."""
         return str(self.path)
@@ -78,7 +91,7 @@ class PreparedImages:
             self.images.file.close()
 
     def on(self, device: torch.device, free: int) -> PreparedImages:
-        """These images kept on a device as uint8, so that tasks are gathered there.
+        """These images kept on a device as they are, so that tasks are gathered there.
 
         Only where they take no more than ON_DEVICE_SHARE of the bytes that are free on it; they are
         left where they are otherwise. A file they were read from is closed.
@@ -87,7 +100,8 @@ class PreparedImages:
 
         if self.images.nbytes > ON_DEVICE_SHARE * free:
             return self
-        held = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+        dtype = torch.float32 if self.has_features else torch.uint8
+        held = torch.empty(self.images.shape, dtype=dtype, device=device)
         at_once = max(1, _CHUNK_BYTES * len(held) // self.images.nbytes)
         for first in range(0, len(held), at_once):
             chunk = self.images[first : first + at_once]
@@ -107,28 +121,37 @@ class PreparedImages:
         )
 
     def gather(self, indices: Int64) -> torch.Tensor:
-        """Images at `indices` (any shape S) → uint8 tensor (*S, C, H, W), where the images are."""
+        """Images at `indices` (any shape S) → tensor (*S, C, H, W) or (*S, F), where they are."""
         import torch
 
         flat = indices.reshape(-1)
         if isinstance(self.images, torch.Tensor):
             there = torch.from_numpy(flat).to(self.images.device)
-            return self.images[there].reshape(*indices.shape, *self.image_shape)
+            return self.images[there].reshape(*indices.shape, *self.images.shape[1:])
         if isinstance(self.images, np.ndarray):
             found = self.images[flat]
         else:  # HDF5 wants increasing, distinct indices
             distinct, back = np.unique(flat, return_inverse=True)
             found = self.images[distinct][back]
-        return torch.from_numpy(found).reshape(*indices.shape, *self.image_shape)
+        return torch.from_numpy(found).reshape(*indices.shape, *self.images.shape[1:])
 
 
-def open_store(path: Path, dataset: str, *, load: bool = True) -> PreparedImages:
+def open_store(
+    path: Path,
+    dataset: str,
+    *,
+    load: bool = True,
+    table: Table = "images",
+    command: str = "",
+) -> PreparedImages:
     """Open a prepared file and check it against the hash it is sealed with.
 
     Args:
         path: the HDF5 file.
         dataset: its name, for messages.
         load: read the images into memory when they fit.
+        table: what it holds.
+        command: what writes it, for messages.
 
     Raises:
         DataError: the file is missing, damaged or not a prepared file.
@@ -143,7 +166,7 @@ def open_store(path: Path, dataset: str, *, load: bool = True) -> PreparedImages
         check_seal(path)
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(h5py.File(path, "r"))
-            found = _checked(file, path, load)
+            found = _checked(file, path, load, table)
             if not isinstance(found.images, np.ndarray):
                 stack.pop_all()  # images are read from the open file
             return found
@@ -151,17 +174,18 @@ def open_store(path: Path, dataset: str, *, load: bool = True) -> PreparedImages
         raise
     # What h5py, numpy and json raise on tables of other kinds or sizes than ours.
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
-        raise _damaged(path, dataset, str(exc).split("\n")[0]) from exc
+        why = str(exc).split("\n")[0]
+        raise _damaged(path, command or f"hidra prepare {dataset}", why) from exc
 
 
-def _checked(file: h5py.File, path: Path, load: bool) -> PreparedImages:
+def _checked(file: h5py.File, path: Path, load: bool, table: Table) -> PreparedImages:
     about = _about(file, path)
     attributes = {str(key): str(value) for key, value in about["attributes"].items()}
     missing = [key for key in _ATTRIBUTES if key not in attributes]
     if missing:
         raise ValueError(f"it does not say its {missing[0]}")
     names = tuple(map(str, about["names"]))
-    images = _plain(file, "images", np.uint8, 4)
+    images = _plain(file, table, *_TABLES[table])
     offsets: Int64 = _plain(file, "offsets", np.int64, 1)[:]
     splits: UInt8 = _plain(file, "splits", np.uint8, 1)[:]
     counts = np.diff(offsets)
@@ -173,15 +197,18 @@ def _checked(file: h5py.File, path: Path, load: bool) -> PreparedImages:
     held: Any = images
     if load and images.nbytes <= IN_MEMORY_SHARE * available_memory():
         held = images[:]
-    _, c, h, w = map(int, images.shape)
+    shape = images.shape[1:]
+    if table == "features":
+        shape = json.loads(attributes["preprocessing"])["image_shape"]
+    c, h, w = map(int, shape)
     return PreparedImages(
         path, attributes["dataset"], (c, h, w), offsets, splits, names, attributes, held
     )
 
 
-def _damaged(path: Path, dataset: str, why: str) -> DataError:
+def _damaged(path: Path, command: str, why: str) -> DataError:
     return DataError(
         f"the prepared file {path} is damaged",
         why=why,
-        fix=f"hidra prepare {dataset} --force   (with the same --source and --data-opt)",
+        fix=f"{command} --force   (with the same --source and --data-opt)",
     )

@@ -16,10 +16,12 @@ import torch
 
 from hidra_cli.api.data import Split
 from hidra_cli.engine.devices import memory_errors
+from hidra_cli.engine.frozen import FrozenNetwork
 from hidra_cli.engine.inner_loop import score
 from hidra_cli.engine.normalization import Mode
 from hidra_cli.engine.task_batch import Task, TaskBatch
 from hidra_cli.errors import UsageError
+from hidra_cli.images.features import NetworkChoice
 from hidra_cli.jobs.device import join
 from hidra_cli.runs.environment import environment
 from hidra_cli.runs.model import TrainedModel, load_model
@@ -286,7 +288,14 @@ def _open(
     """The data that tasks are drawn from."""
     own, options = models[0].settings.dataset, request.dataset_options
     settings = another_dataset(own, request.dataset, request.source, options)
-    data = open_tasks(settings, request.cache_dir, console, device)
+    network = _network(models)
+    data = open_tasks(settings, request.cache_dir, console, device, network)
+    if request.pixels and network is not None:
+        raise UsageError(
+            "--pixels needs images",
+            why="tasks are drawn from the features of a frozen network",
+            fix="leave --pixels out",
+        )
     if request.pixels and objective_of(data) is not CLASSIFICATION:
         raise UsageError(
             "--pixels needs images", why=f"{data.dataset} has none", fix="leave --pixels out"
@@ -295,6 +304,17 @@ def _open(
         if request.dataset is None and model.meta.dataset_hash != data.content_hash:
             console.warn(f"{model.name} was trained on other data than {data.place}")
     return data
+
+
+def _network(models: list[TrainedModel]) -> NetworkChoice | None:
+    """The frozen network that all models share; None where they share none."""
+    networks = [model.learner.backbone for model in models]
+    first, model = networks[0], models[0].settings.model
+    if not isinstance(first, FrozenNetwork):
+        return None
+    hashes = {n.sha256 if isinstance(n, FrozenNetwork) else "" for n in networks}
+    same = len(hashes) == 1
+    return NetworkChoice(first, model.backbone, model.backbone_options) if same else None
 
 
 def _check_same(models: list[TrainedModel], data: TaskSource, group: ProcessGroup) -> None:

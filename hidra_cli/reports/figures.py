@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hidra_cli.runs.scores import Cell
 
 # Okabe & Ito's hues, told apart by colour-blind readers too, dark enough to be read on white.
-_COLOURS = ("#0a66a6", "#b84a0b", "#00775a", "#9b3f86", "#80610a", "#4d5560", "#000000")
+COLOURS = ("#0a66a6", "#b84a0b", "#00775a", "#9b3f86", "#80610a", "#4d5560", "#000000")
 _MARKERS = "osD^vPX"
 CHANCE = -1  # the index of a line of chance
 _CHANCE_STYLE = {"color": "0.45", "linestyle": ":", "linewidth": 1.5}
@@ -303,8 +303,8 @@ def chance_line(ways: Sequence[int]) -> Line:
 
 
 def _mark(index: int) -> dict[str, Any]:
-    turn, place = divmod(index, len(_COLOURS))  # hollow the second time round
-    colour = _COLOURS[place]
+    turn, place = divmod(index, len(COLOURS))  # hollow the second time round
+    colour = COLOURS[place]
     return {
         "color": colour,
         "marker": _MARKERS[place],

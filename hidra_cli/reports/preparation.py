@@ -27,6 +27,14 @@ def show_prepared(prepared: PreparedDataset, console: Console) -> None:
         before, now = images.attributes["source"], prepared.source
         if now is not None and before != str(now):
             console.warn(f"it was prepared from {before or 'a download'}, not from {now}")
+    features = prepared.features
+    if features is not None and features.prepared_now:
+        console.print(
+            f"{images.dataset}: {features.size} features of each image by {features.network} in "
+            f"{features.seconds:.1f} s → {features.path}"
+        )
+    elif features is not None:
+        console.print(f"{images.dataset}: the features are there ({features.path})")
     console.result(prepared.to_json())
 
 

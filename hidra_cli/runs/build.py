@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hidra_cli.api import registry
 from hidra_cli.api.building import _told, build
 from hidra_cli.api.options import options, plugin_options
 from hidra_cli.errors import PluginError, UsageError
-from hidra_cli.settings.schema import Settings
+from hidra_cli.settings.schema import ModelSettings, Settings
 from hidra_cli.tasks.objective import CLASSIFICATION
 
 if TYPE_CHECKING:
+    from hidra_cli.api import Backbone
     from hidra_cli.engine.learner import Learner
+    from hidra_cli.engine.normalization import Episode
+    from hidra_cli.images.features import NetworkChoice
     from hidra_cli.tasks.sources import TaskSource
 
 
@@ -70,32 +74,15 @@ def build_learner(
     """
     import torch
 
-    from hidra_cli.engine.frozen import FrozenNetwork
     from hidra_cli.engine.learner import Learner
-    from hidra_cli.engine.normalization import Episode, adapting, norm_factory
+    from hidra_cli.engine.normalization import adapting
     from hidra_cli.engine.rates import LearnedRates
     from hidra_cli.system.random_streams import stream_key
 
     model, inner, seed = settings.model, settings.inner, settings.run.seed
-    mode = model.normalization
-    factory, episode = (None, Episode()) if mode == "frozen" else norm_factory(mode)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(seed, "backbone"))
-        plugin, component, options = _chosen("backbone", model.backbone, model.backbone_options)
-        if mode == "frozen" and not component.freezable:
-            raise _not_freezable(plugin)
-        backbone = build(plugin, component, image_shape, factory, **options)
-        if not isinstance(getattr(backbone, "features", None), int):
-            raise PluginError(
-                f"{plugin.label} breaks its contract",
-                why="it sets no number of features",
-                fix=registry.blame(plugin),
-            )
-        if mode == "frozen" or not restoring:
-            with _told(plugin):
-                backbone.load_pretrained()
-        if mode == "frozen":
-            backbone = FrozenNetwork(backbone)
+        backbone, episode = _build_backbone(model, image_shape, restoring)
         torch.manual_seed(stream_key(seed, "head"))
         plugin, component, options = _chosen("head", model.head, model.head_options)
         head = build(plugin, component, backbone.features, max_ways, **options)
@@ -106,6 +93,51 @@ def build_learner(
         backbone, head, episode, model.normalization, settings.run.precision, model.loss, rates
     )
     return learner.eval()  # but for `meta_training`
+
+
+def frozen_network(model: ModelSettings, image_shape: tuple[int, int, int]) -> NetworkChoice:
+    """Build the network of a frozen model on the CPU, with its weights.
+
+    Raises:
+        UsageError: unknown plugin, option or value, or one that cannot be frozen.
+        DataError: its weights cannot be had.
+        PluginError: the plugin fails or breaks its contract.
+    """
+    import torch
+
+    from hidra_cli.engine.frozen import FrozenNetwork
+    from hidra_cli.images.features import NetworkChoice
+
+    with torch.random.fork_rng(devices=[]):
+        network, _ = _build_backbone(
+            replace(model, normalization="frozen"), image_shape, restoring=False
+        )
+    assert isinstance(network, FrozenNetwork)
+    return NetworkChoice(network, model.backbone, model.backbone_options)
+
+
+def _build_backbone(
+    model: ModelSettings, image_shape: tuple[int, int, int], restoring: bool
+) -> tuple[Backbone, Episode]:
+    from hidra_cli.engine.frozen import FrozenNetwork
+    from hidra_cli.engine.normalization import Episode, norm_factory
+
+    mode = model.normalization
+    factory, episode = (None, Episode()) if mode == "frozen" else norm_factory(mode)
+    plugin, component, options = _chosen("backbone", model.backbone, model.backbone_options)
+    if mode == "frozen" and not component.freezable:
+        raise _not_freezable(plugin)
+    backbone: Backbone = build(plugin, component, image_shape, factory, **options)
+    if not isinstance(getattr(backbone, "features", None), int):
+        raise PluginError(
+            f"{plugin.label} breaks its contract",
+            why="it sets no number of features",
+            fix=registry.blame(plugin),
+        )
+    if mode == "frozen" or not restoring:
+        with _told(plugin):
+            backbone.load_pretrained()
+    return (FrozenNetwork(backbone) if mode == "frozen" else backbone), episode
 
 
 def _not_freezable(plugin: registry.Plugin) -> UsageError:

@@ -1,4 +1,4 @@
-"""What differs between two runs' settings, and what a resumed run may change."""
+"""The differences between two runs' settings, and which of them a resumed run may have."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from hidra_cli.settings.declarations import SETTINGS
 from hidra_cli.settings.layers import Resolved, flatten
 from hidra_cli.settings.schema import Settings
 
-# What a resumed run may do otherwise: the steps already taken would have been the same.
+# A resumed run may change these: they do not affect the steps that are already done.
 MAY_CHANGE = {setting.key for setting in SETTINGS if setting.about.may_change}
 
 
 def check_resumable(before: Settings, now: Resolved) -> None:
-    """Refuse to go on with other settings than a run was begun with.
+    """Refuse to resume a run with other settings than it started with.
 
     Raises:
         UsageError: lists each changed setting, old and new.
     """
-    # A schedule over the whole run would have made the steps already taken otherwise.
+    # A schedule depends on the length of the run, so other iterations change the earlier steps.
     fixed = set() if before.outer.schedule == "constant" else {"outer.iterations"}
     may_change = MAY_CHANGE - fixed
     if changed := changes(before, now, may_change):
         raise UsageError(
-            "a run is resumed with the settings it was begun with",
+            "a resumed run keeps the settings that it started with",
             why="\n     ".join(changed),
-            fix="leave these out, or begin a new run; only these may change: "
+            fix="leave these out, or start a new run; only these may change: "
             + ", ".join(sorted(may_change)),
         )
 
 
 def changes(before: Settings, now: Resolved, may_change: Collection[str]) -> list[str]:
-    """A line for each setting that differs, old and new, but for those that may."""
+    """A line for each setting that differs, old and new, except those that may change."""
     return [
         f"{key}: {old} → {new} ({now.origins.get(key, 'default')})"
         for key, old, new in differing(before, now.settings)
@@ -52,7 +52,7 @@ def differing(one: Settings, other: Settings) -> list[tuple[str, Any, Any]]:
 
 
 def _comparable(value: Any) -> Any:
-    """Options of plugins are equal however they were written: 8 in a file, "8" in a flag."""
+    """Options of plugins are equal in any spelling: 8 in a file, "8" in a flag."""
     if isinstance(value, Mapping):
         return {name: str(option).lower() for name, option in value.items()}
     return value

@@ -1,8 +1,9 @@
-"""Every setting of a run, declared once: its type, default and bounds, and what it means.
+"""Every setting of a run, declared once: its type, default, bounds and meaning.
 
-A new setting is one line here. From it come the flag of `hidra meta-train`, the variable, the key
-of TOML files, `--print-config`, the pages of docs/ and what the Tab key offers. `schema.py` makes
-pydantic's models of these classes; they need no pydantic themselves, so that `--help` is quick.
+A new setting is one line here. The flag of `hidra meta-train`, the variable, the key of TOML
+files, `--print-config`, the pages of docs/ and the completion by the Tab key are made from it.
+`schema.py` turns these classes into pydantic's models. The classes themselves need no pydantic, so
+that `--help` is quick.
 """
 
 # No `from __future__ import annotations`: the types of the fields are read at run time.
@@ -19,12 +20,12 @@ Augment = Literal["none", "flip", "crop", "flip-crop", "mirror", "mirror-crop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Which prepared images."""
+    """The data that tasks are drawn from."""
 
     title: ClassVar = "Dataset"
 
     name: str = setting("glyphs", "Name of a dataset.", flag="--dataset", completion="datasets")
-    source: str | None = setting(None, "Folder or archive that holds the images of the dataset.")
+    source: str | None = setting(None, "Folder or archive with the images of the dataset.")
     options: dict[str, Any] = setting(
         {}, "Option of the dataset; may be repeated.", flag="--data-opt", options_of="name"
     )
@@ -32,13 +33,16 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Tasks:
-    """What a task looks like. One number of ways and shots is drawn per meta-batch.
+    """The size of a task. Each meta-batch draws one number of ways and one number of shots.
 
-    Of functions, ways are outputs, and shots and queries count points of the task in all.
-    `augment` changes the images of training tasks at random: "crop" shifts each by up to an eighth
-    of its side, "flip" mirrors half of them left to right (not for characters, where that makes
-    another class), "mirror" all images of half of the classes, which are then other classes, and
-    "flip-crop" and "mirror-crop" do both. Validation and test are on images as they are.
+    If the dataset is a family of functions, ways are outputs, and shots and queries are the numbers
+    of points in a whole task.
+
+    `augment` changes the images of training tasks at random. Validation and test images stay
+    unchanged. "crop" shifts each image by up to an eighth of its side. "flip" mirrors half of the
+    images left to right (not for characters: a mirrored character is another class). "mirror"
+    mirrors all images of half of the classes, which makes new classes. "flip-crop" and
+    "mirror-crop" combine two of these.
     """
 
     title: ClassVar = "Tasks"
@@ -53,14 +57,16 @@ class Tasks:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Backbone, head, and the normalization every layer of the backbone gets.
+    """The backbone, the head, and the normalization in every layer of the backbone.
 
-    `normalization` "frozen" takes a pre-trained network (backbone timm or torchvision) as it was
-    published. It keeps its own statistics, nothing trains it, and tasks are learned by the head
-    alone. `loss` is what outputs are fitted to, in the inner and the outer loop: "softmax" for
-    classes that exclude each other, "sigmoid" one yes or no per class, "mse" squared error.
-    `start_from` is a run, a checkpoint or a model that ships with hidra, with whose weights
-    meta-training begins.
+    `normalization` "frozen" uses a pre-trained network (backbone timm or torchvision) as it was
+    published. The network keeps its own statistics and is never trained. Only the head learns.
+
+    `loss` is the loss of the inner and of the outer loop: "softmax" for classes that exclude each
+    other, "sigmoid" for one yes or no per class, "mse" for squared error.
+
+    `start_from` names a run, a checkpoint or a model that ships with hidra. Meta-training starts
+    with its weights.
     """
 
     title: ClassVar = "Model"
@@ -74,14 +80,14 @@ class Model:
         {}, "Option of the head; may be repeated.", flag="--head-opt", options_of="head"
     )
     normalization: Literal["support", "tasknorm", "transductive", "none", "frozen"] = setting(
-        "support", "Where the statistics of every layer come from; frozen: a network as published."
+        "support", "Source of each layer's statistics; frozen uses a network as published."
     )
     loss: Literal["softmax", "sigmoid", "mse"] = setting(
         "softmax", "Loss of the outputs; sigmoid is one-vs-rest."
     )
     start_from: str | None = setting(
         None,
-        "Begin with the weights of a run, a checkpoint or a model that ships with hidra.",
+        "Start with the weights of a run, a checkpoint or a model that ships with hidra.",
         metavar="RUN",
         completion="runs",
     )
@@ -91,12 +97,15 @@ class Model:
 class InnerLoop:
     """Adaptation within one task: gradient descent on the support set.
 
-    `head_lr` "by-ways" multiplies the head's rate by N/5: the head's gradient shrinks like 1/N
-    under mean cross-entropy, so a fixed rate is a different effective step at every N. Under
-    `loss` "mse" the rate is as given: gradient and curvature of an output are the same at any N.
-    `rates` "learned" makes the rate of every layer and step a meta-parameter that starts at
-    `inner_lr` (LSLR, Antoniou et al. 2019). `order` 2 begins at iteration `second_order_from`,
-    after cheaper steps of order 1 (also theirs).
+    `head_lr` "by-ways" multiplies the head's rate by N/5. Under mean cross-entropy the gradient of
+    the head shrinks like 1/N, so a fixed rate is a smaller effective step at larger N. With `loss`
+    "mse" the rate is not multiplied: the gradient of an output does not depend on N.
+
+    `rates` "learned" makes the rate of every layer and step a meta-parameter, which starts at
+    `inner_lr` (LSLR, Antoniou et al. 2019).
+
+    Before iteration `second_order_from`, outer steps are of order 1, which is cheaper (also
+    Antoniou et al. 2019).
     """
 
     title: ClassVar = "Inner loop"
@@ -107,24 +116,25 @@ class InnerLoop:
     )
     inner_lr: float = setting(0.4, "Rate of the inner steps.", gt=0)
     head_lr: Literal["by-ways", "fixed"] = setting(
-        "by-ways", "Rate of the head; by-ways multiplies it by N/5."
+        "by-ways", "Rate of the head; by-ways multiplies --inner-lr by N/5."
     )
     rates: Literal["given", "learned"] = setting(
-        "given", "Inner rates: given, or learned per layer and step."
+        "given", "Inner rates: --inner-lr everywhere, or learned per layer and step."
     )
-    adapt: Literal["all", "head", "body"] = setting("all", "What the inner steps change.")
+    adapt: Literal["all", "head", "body"] = setting("all", "The part that inner steps change.")
     order: Literal[1, 2] = setting(2, "Order of the meta-gradient.")
     second_order_from: int = setting(0, "Iteration at which order 2 begins.", ge=0, le=MOST_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OuterLoop:
-    """Meta-training: Adam on the query loss of adapted weights.
+    """Meta-training: Adam on the query loss of the adapted weights.
 
     `schedule` "cosine" lets the outer rate fall to zero over the run (Loshchilov & Hutter 2017, as
-    in MAML++, without restarts), that of learned inner rates, `rates_lr`, alike. Until iteration
-    `multi_step` the query losses after all inner steps count, the earlier ones less and less, from
-    equal shares to none (the multi-step loss of MAML++).
+    in MAML++, without restarts). It does the same to `rates_lr`, the rate of learned inner rates.
+
+    Before iteration `multi_step`, the query losses after all inner steps count (the multi-step loss
+    of MAML++). Their shares are equal at first. The shares of the earlier steps then fall to zero.
     """
 
     title: ClassVar = "Outer loop"
@@ -134,10 +144,10 @@ class OuterLoop:
     outer_lr: float = setting(1e-3, "Adam's rate.", gt=0)
     rates_lr: float = setting(1e-2, "Adam's rate for learned inner rates.", gt=0)
     multi_step: int = setting(
-        0, "Iteration until which all inner steps' losses count.", ge=0, le=MOST_STEPS
+        0, "Iteration before which the losses after all inner steps count.", ge=0, le=MOST_STEPS
     )
     schedule: Literal["constant", "cosine"] = setting(
-        "constant", "How Adam's rate changes over the run."
+        "constant", "Course of Adam's rate over the run."
     )
     clip: float = setting(10.0, "Largest norm of each gradient tensor, 0 for none.", ge=0)
     validate_every: int = setting(100, "Outer steps between validations.", ge=1, le=MOST_STEPS)
@@ -146,7 +156,7 @@ class OuterLoop:
         600, "Episodes of the final test table, 0 for none.", may_change=True, ge=0, le=MOST_STEPS
     )
     nonfinite: Literal["stop", "skip"] = setting(
-        "stop", "After a loss that is not finite: stop, or skip the step and count it."
+        "stop", "Reaction to a loss that is not finite; skip leaves the step out and counts it."
     )
 
 
@@ -154,23 +164,26 @@ class OuterLoop:
 class Run:
     """Where and how the run happens.
 
-    `strategy` is how the tasks of a meta-batch are spread over the device, to the same result:
-    "loop" one after another, "threads" one per core, "processes" one per core, each in a process of
-    its own, "batched" all at once, "captured" all at once as one CUDA graph for each shape of
-    tasks; "auto" is "processes" on a CPU, with threads for the first ten seconds, and "captured"
-    on a GPU. "batched" and "captured" take `micro_batch` tasks at once (0: all). `graphs`
-    "recompute" keeps one inner step's graph at a time, and computes every step twice: memory no
-    longer grows with steps.
+    `strategy` says how the tasks of a meta-batch are spread over the device, to the same result.
+    "loop" computes one task after another. "threads" computes one task per core, "processes" one
+    task per core in a process for each core. "batched" computes all tasks at once. "captured" does
+    so as one CUDA graph, which is recorded for each shape of tasks. "auto" is "captured" on a GPU;
+    on a CPU it is "threads" for the first ten seconds and then "processes".
 
-    `precision` "bfloat16" computes layers in half the bits, weights and sums in float32; "tf32"
-    takes float32 products and convolutions on a GPU with ten bits of mantissa, and is float32
-    elsewhere.
+    "batched" and "captured" compute `micro_batch` tasks at a time (0: all).
+
+    `graphs` "recompute" keeps the graph of one inner step at a time and computes every step twice.
+    Memory then grows little with the number of steps.
+
+    `precision` "bfloat16" computes layers with half the bits; weights and sums stay in float32.
+    "tf32" computes products and convolutions on a GPU with ten bits of mantissa; elsewhere it is
+    float32.
     """
 
     title: ClassVar = "Run"
 
     seed: int = setting(0, "One seed for all random streams.", ge=0, lt=2**63)
-    device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:1, …", may_change=True)
+    device: str = setting("auto", "Device: auto, cpu, cuda, cuda:1, …", may_change=True)
     precision: Literal["float32", "tf32", "bfloat16"] = setting(
         "float32", "Precision of the layers; tf32 needs a GPU."
     )

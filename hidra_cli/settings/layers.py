@@ -17,19 +17,19 @@ from hidra_cli.settings.declarations import SECTIONS, SETTINGS
 from hidra_cli.settings.presets import preset_text
 from hidra_cli.settings.schema import DatasetSettings, Settings
 
-# The variables of hidra that are no settings, and what they mean.
+# The variables of hidra that are not settings, and their meaning.
 OTHER_VARIABLES = {
-    "HIDRA_HOME": "Folder of hidra's own files, in place of `~/.cache/hidra`.",
-    "HIDRA_CACHE_DIR": "Where prepared images are kept, as `--cache-dir`; before HIDRA_HOME.",
-    "HIDRA_RUNS_DIR": "Where runs are kept, as `--runs-dir`, in place of `./runs`.",
-    "HIDRA_PLUGINS": "`none` leaves out all plugins but the built-in ones.",
-    "HIDRA_DEBUG": "Anything but nothing: show the traceback of an error, as `--debug`.",
+    "HIDRA_HOME": "Folder for hidra's own files, instead of `~/.cache/hidra`.",
+    "HIDRA_CACHE_DIR": "Folder for prepared images, as `--cache-dir`; wins over HIDRA_HOME.",
+    "HIDRA_RUNS_DIR": "Folder for runs, as `--runs-dir`, instead of `./runs`.",
+    "HIDRA_PLUGINS": "`none` leaves out all plugins except the built-in ones.",
+    "HIDRA_DEBUG": "Any value except an empty one shows the traceback of an error, as `--debug`.",
 }
 
 
 _SETTINGS = {setting.key: setting for setting in SETTINGS}
 _VARIABLES = {setting.variable: setting.key for setting in SETTINGS}
-# Which setting names the plugin that another one's table is of.
+# The setting that names a plugin → the setting that holds the plugin's options.
 _OPTIONS_OF = {
     f"{setting.section}.{setting.about.options_of}": setting.key
     for setting in SETTINGS
@@ -64,11 +64,11 @@ def resolve(
     """Merge all layers of settings and check them together.
 
     Args:
-        flags: dotted key → value, only those the user gave.
-        config: a TOML file of the user's.
+        flags: dotted key → value, for the flags on the command line only.
+        config: the user's TOML file.
         preset: the name of a TOML file that ships with hidra.
-        environ: environment variables, the process's own by default.
-        base: an origin and its settings as nested tables, in place of the defaults.
+        environ: environment variables; by default those of the process.
+        base: an origin and its settings as nested tables, instead of the defaults.
 
     Raises:
         UsageError: lists every unknown key and bad value of all layers at once.
@@ -115,7 +115,7 @@ def resolve(
 
 
 def lay_over(below: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Put a layer of flat settings over others; options join those of the same plugin below."""
+    """Put a layer of flat settings over others; options of the same plugin are merged."""
     for name, options in _OPTIONS_OF.items():
         if name in below and layer.get(name, below[name]) != below[name]:
             below.pop(options, None)
@@ -146,7 +146,7 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
 def another_dataset(
     own: DatasetSettings, name: str | None, source: str | None, dataset_options: Mapping[str, str]
 ) -> DatasetSettings:
-    """The dataset of that name, or a model's own.
+    """The dataset with this name, or else the model's dataset.
 
     Raises:
         UsageError: a source or options, but no name.
@@ -156,7 +156,7 @@ def another_dataset(
     if source is not None or dataset_options:
         raise UsageError(
             "--source and --data-opt describe another dataset, but --dataset names none",
-            why=f"without --dataset the model's own is used: {own.name}",
+            why=f"without --dataset, the dataset of the model is used: {own.name}",
             fix=f"add --dataset {own.name}, or leave them out",
         )
     return own
@@ -182,7 +182,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment for another process, in which no variable sets anything of a run."""
+    """The variables that are not settings, as the environment of another process."""
     return {name: value for name, value in environ.items() if name not in _VARIABLES}
 
 
@@ -220,12 +220,12 @@ def _parse_toml(text: str, origin: str) -> dict[str, Any]:
         found = tomllib.loads(text)
         check_storable(found)
         return found
-    except (ValueError, RecursionError) as exc:  # also numbers and nesting beyond all measure
+    except (ValueError, RecursionError) as exc:  # also numbers and nesting that are far too large
         raise UsageError(f"{origin} is not valid TOML", why=str(exc)) from exc
 
 
 def _checked(key: str, value: Any) -> Any:
-    """A layer's value; the options that a variable spells, a=1,b=2, as a table."""
+    """A layer's value; the options in a variable, a=1,b=2, become a table."""
     check_storable(value)
     if isinstance(value, str) and key in _OPTIONS_OF.values():
         try:

@@ -41,13 +41,13 @@ def parse_numbers(value: Any) -> tuple[int, ...]:
         ranges.append((first, last))
     numbers: list[int] = []
     for first, last in sorted(ranges):
-        # Each number is made once, however many of the ranges hold it.
+        # Ranges may overlap; each number is made once.
         numbers += range(max(first, numbers[-1] + 1 if numbers else first), last + 1)
     return tuple(numbers)
 
 
 def format_numbers(numbers: Iterable[int]) -> str:
-    """The shortest of the forms `parse_numbers` reads: (2, 3, 4, 7) → `2-4,7`."""
+    """The shortest form that `parse_numbers` reads: (2, 3, 4, 7) → `2-4,7`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -58,7 +58,7 @@ def format_numbers(numbers: Iterable[int]) -> str:
 
 
 class _Numbers:
-    """How pydantic reads and writes such a list; it is imported only when it asks."""
+    """How pydantic reads and writes such a list. Pydantic is imported only when it is used."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

@@ -1,4 +1,4 @@
-"""The presets that ship with hidra: TOML files of settings, read without the models of settings."""
+"""The presets that ship with hidra: TOML files of settings. Reading them needs no pydantic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def preset_text(name: str) -> str:
     """The TOML text of a preset, with its comments.
 
     Raises:
-        UsageError: there is none; says the nearest name.
+        UsageError: there is no such preset; the error says the nearest name.
     """
     names = preset_names()
     if name not in names:

@@ -1,7 +1,7 @@
-"""The settings of a run as pydantic's models: the declarations, converted and checked.
+"""The settings of a run as pydantic's models: declarations that are converted and checked.
 
 Precedence: flag > `HIDRA_<SECTION>_<KEY>` variable > `--config` file > `--preset` > default. The
-options of one plugin are joined over the layers; a layer that names another plugin drops them.
+layers' options of one plugin are merged; a layer that names another plugin drops them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a setting is declared, and what follows from it: its flag, variable, choices and default."""
+"""The declaration of a setting, from which its flag, variable, choices and default are made."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hidra_cli.settings.numbers import Numbers, format_numbers
 T = TypeVar("T")
 
 Completion = Literal["datasets", "backbones", "heads", "runs"]
-"""What the Tab key offers as values of a setting, where its type has no choices."""
+"""The values that the Tab key offers for a setting whose type has no choices."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What the type and the default of a setting do not say.
+    """The facts about a setting that its type and default do not say.
 
     Attributes:
-        help: one line for --help and the docs, without choices and default.
-        flag: its flag, where that is not its name.
-        metavar: what stands for its value in --help, where the type says too little.
-        unset: what None means as its default.
-        completion: what the Tab key offers.
+        help: one line for --help and the docs, without the choices and the default.
+        flag: its flag, if that differs from its name.
+        metavar: the placeholder of its value in --help, if the type says too little.
+        unset: the meaning of None as its default.
+        completion: the values that the Tab key offers.
         options_of: the setting of the same section that names the plugin which has these options.
-        may_change: a resumed run may change it: the steps already taken would have been the same.
+        may_change: a resumed run may change it, because it does not affect the steps before.
     """
 
     help: str
@@ -52,10 +52,10 @@ def setting(
 ) -> T:
     """Declare a field of a section; see `About`. The bounds are pydantic's: ge, gt, le, lt.
 
-    A type checker sees the default, which has the type of the field.
+    For a type checker the result is the default, which has the type of the field.
     """
     about = About(help, flag, metavar, unset, completion, options_of, may_change)
-    # Pydantic takes the arguments of its `Field` from the metadata of a dataclass's field.
+    # Pydantic reads the arguments of its `Field` from the metadata of a dataclass's field.
     metadata = {"about": about, **bounds}
     declared: Any
     if isinstance(default, dict):
@@ -67,7 +67,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Setting:
-    """One declared setting, as the command line, the docs and the layers of settings need it."""
+    """One declared setting, for the command line, the docs and the layers of settings."""
 
     section: str
     title: str
@@ -78,7 +78,7 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """`inner.steps`, as errors and origins call it."""
+        """Its name in errors and origins: `inner.steps`."""
         return f"{self.section}.{self.name}"
 
     @property
@@ -96,12 +96,12 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values it may have, where they can be counted."""
+        """Its possible values, if its type lists them."""
         return tuple(map(str, get_args(self.type))) if get_origin(self.type) is Literal else ()
 
     @property
     def values(self) -> str:
-        """What its value may be: `<int>`, `keep|recompute`."""
+        """Its placeholder or choices: `<int>`, `keep|recompute`."""
         if self.about.metavar or self.choices:
             return self.about.metavar or "|".join(self.choices)
         if self.is_table:
@@ -110,7 +110,7 @@ class Setting:
 
     @property
     def default_text(self) -> str:
-        """Its default as one would type it; what None means; nothing for a table."""
+        """Its default as typed on the command line; the meaning of None; nothing for a table."""
         if self.default is None or self.is_table:
             return self.about.unset
         return format_numbers(self.default) if self.type == Numbers else str(self.default)

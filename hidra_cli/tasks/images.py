@@ -11,6 +11,7 @@ import torch
 
 from hidra_cli.api.data import Split
 from hidra_cli.engine.task_batch import Examples, TaskBatch
+from hidra_cli.errors import UsageError
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.settings.declarations import Augment
 from hidra_cli.system.random_streams import stream_key
@@ -21,7 +22,7 @@ from hidra_cli.tasks.shape import TaskShape
 
 
 class ImageSampler(EpisodeSampler):
-    """The tasks of one split of prepared images.
+    """The tasks of one split of prepared images, or of their features.
 
     Args:
         source: the prepared images.
@@ -55,6 +56,12 @@ class ImageSampler(EpisodeSampler):
         self.source = source
         self.device = device
         self.augment = augment
+        if augment != "none" and source.has_features:
+            raise UsageError(
+                f"features cannot be augmented: --augment {augment}",
+                why=f"{source.path} holds features of the images as they are",
+                fix="--augment none",
+            )
         self._augment_key = stream_key(seed, "augmentation", split)
 
     def batch(self, episodes: Sequence[int], shape: TaskShape) -> TaskBatch:
@@ -94,7 +101,8 @@ class ImageSampler(EpisodeSampler):
 def _examples(gathered: torch.Tensor, ways: int, device: torch.device) -> Examples:
     if device.type == "cuda" and gathered.device.type == "cpu":
         gathered = gathered.pin_memory()  # only a copy from pinned memory is asynchronous
-    pixels = gathered.to(device, non_blocking=True).float().div_(255)
-    tasks, images = gathered.shape[:2]
-    labels = torch.arange(ways, device=device).repeat_interleave(images // ways)
-    return Examples(pixels, labels.expand(tasks, -1))
+    moved = gathered.to(device, non_blocking=True)
+    images = moved.float().div_(255) if moved.dtype == torch.uint8 else moved
+    tasks, count = gathered.shape[:2]
+    labels = torch.arange(ways, device=device).repeat_interleave(count // ways)
+    return Examples(images, labels.expand(tasks, -1))

@@ -15,6 +15,7 @@ from hidra_cli.api.options import options, plugin_options
 from hidra_cli.engine.devices import free_memory
 from hidra_cli.engine.task_batch import TaskBatch
 from hidra_cli.errors import UsageError
+from hidra_cli.images.features import NetworkChoice, open_features
 from hidra_cli.images.open import open_images
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.settings.declarations import Augment
@@ -169,13 +170,27 @@ def choose_functions(settings: DatasetSettings) -> FunctionTasks | None:
 
 
 def open_tasks(
-    settings: DatasetSettings, cache_dir: Path | None, console: Console, device: torch.device
+    settings: DatasetSettings,
+    cache_dir: Path | None,
+    console: Console,
+    device: torch.device,
+    network: NetworkChoice | None = None,
 ) -> TaskSource:
-    """What tasks are drawn from: a family of functions, or prepared images.
+    """What tasks are drawn from: a family of functions, prepared images, or their features.
 
-    Images are kept on the device where they fit on it beside all else.
+    Images and features are kept on the device where they fit on it beside all else.
+
+    Args:
+        network: a frozen one, whose features are wanted.
+
+    Raises:
+        DataError: images or features are missing, damaged, or others than those wanted.
     """
     functions = choose_functions(settings)
     if functions is not None:
         return functions
-    return open_images(settings, cache_dir, console).on(device, free_memory(device))
+    if network is None:
+        images = open_images(settings, cache_dir, console)
+    else:
+        images = open_features(settings, network, cache_dir, console)
+    return images.on(device, free_memory(device))

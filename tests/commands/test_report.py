@@ -22,7 +22,7 @@ import pytest
 
 from hidra_cli.images.open import open_images
 from hidra_cli.reports import collect
-from hidra_cli.reports.figures import _COLOURS
+from hidra_cli.reports.figures import COLOURS
 
 from ..conftest import TINY_RUN, Hidra
 
@@ -458,7 +458,7 @@ def test_texts_and_lines_stand_out_in_light_and_dark() -> None:
             pairs = zip(palette[hue], palette["paper"], strict=True)
             assert contrast(palette["ink"], tuple(0.38 * a + 0.62 * b for a, b in pairs)) >= 4.5
     light, dark = (rgb(value) for name, value in found if name == "paper")
-    for line in _COLOURS:
+    for line in COLOURS:
         assert contrast(rgb(line[1:]), light) >= 4.5, line
         assert contrast(turned(rgb(line[1:])), dark) >= 4.5, line
 

@@ -19,14 +19,17 @@ import torch
 
 from hidra_cli.errors import DataError, RunError, UsageError
 from hidra_cli.images.prepared import PreparedImages
-from hidra_cli.jobs.training.trainer import METRICS, MetaTrainer, Trained
+from hidra_cli.jobs.training.loop import METRICS, Trained, take_step
+from hidra_cli.jobs.training.loop import train as run_training
+from hidra_cli.jobs.training.schedule import inner_at, outer_scale
+from hidra_cli.jobs.training.state import restore
+from hidra_cli.jobs.training.trainer import MetaTrainer
 from hidra_cli.runs.checkpoint import load_checkpoint
 from hidra_cli.runs.directory import RunDir, create_run
 from hidra_cli.runs.model import load_model
 from hidra_cli.runs.records import StartRecord
 from hidra_cli.settings.layers import resolve
 from hidra_cli.settings.schema import Settings
-from hidra_cli.system.console import Console
 from hidra_cli.tasks.shape import TaskShape
 from hidra_plugins.heads import Hidra
 
@@ -56,7 +59,7 @@ def train(
     settings = settings_of(**changes)
     trainer = MetaTrainer(settings, images, CPU)
     run = create_run(folder, None, settings)
-    return trainer, run, trainer.run(run, Console(verbosity=-1))
+    return trainer, run, run_training(trainer, run)
 
 
 def rows(run: RunDir) -> list[dict[str, str]]:
@@ -90,11 +93,11 @@ def test_a_run_may_begin_with_the_weights_of_another(
     digest = hashlib.sha256(first.best.read_bytes()).hexdigest()
     assert second.start == StartRecord(checkpoint=str(first.best), sha256=digest)
     run = create_run(tmp_path, None, settings)
-    second.run(run, Console(verbosity=-1))
+    run_training(second, run)
     shutil.rmtree(first.path)
     going_on = MetaTrainer(settings, tiny_images, CPU, restoring=True)
-    going_on.restore(load_checkpoint(run.last))  # what it began with is no longer needed
-    assert going_on.iteration == 6
+    restore(going_on, load_checkpoint(run.last))  # what it began with is no longer needed
+    assert going_on.progress.iteration == 6
 
 
 def test_a_run_does_not_begin_with_weights_of_another_model(
@@ -150,9 +153,7 @@ def test_the_best_checkpoint_is_the_best_on_validation_not_the_last(
 def test_order_and_multi_step_loss_follow_the_iteration(tiny_images: PreparedImages) -> None:
     settings = settings_of(inner__steps=4, inner__second_order_from=3, outer__multi_step=4)
     trainer = MetaTrainer(settings, tiny_images, CPU)
-    seen = []
-    for trainer.iteration in range(6):
-        seen.append(trainer.inner_now)
+    seen = [inner_at(trainer.inner, settings, iteration) for iteration in range(6)]
     assert [inner.order for inner in seen] == [1, 1, 1, 2, 2, 2]
     assert seen[0].shares == pytest.approx((0, 0.25, 0.25, 0.25, 0.25))
     assert seen[2].shares == pytest.approx((0, 0.125, 0.125, 0.125, 0.625))
@@ -165,7 +166,7 @@ def test_learned_rates_move_at_a_rate_of_their_own_and_are_saved(
     changes = {"inner__rates": "learned", "inner__steps": 2, "outer__rates_lr": 0.05}
     trainer, run, _ = train(tiny_images, tmp_path, **changes, outer__schedule="cosine")
     assert [g["initial_lr"] for g in trainer.optimizer.param_groups] == [1e-3, 0.05]
-    last = trainer.outer_scale
+    last = outer_scale(trainer.settings.outer, trainer.progress.iteration)
     assert 0 <= last < 1e-9, "the schedule ends at zero, for both"
     saved = load_checkpoint(run.last).part("model")
     assert saved["rates.log_head"].shape == (2,)
@@ -236,7 +237,7 @@ def test_slot_averaging_is_one_adam_step_per_slot_then_the_mean_of_the_used_ones
 
 def test_gradient_tensors_are_clipped_each_to_the_norm(tiny_images: PreparedImages) -> None:
     trainer = MetaTrainer(settings_of(outer__clip=1e-3), tiny_images, CPU)
-    trainer.step()
+    trainer.gradient()
     norms = [p.grad.norm().item() for p in trainer.learner.parameters() if p.grad is not None]
     assert max(norms) <= 1e-3 * 1.001
     assert sum(norm > 0.9e-3 for norm in norms) >= 2
@@ -250,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights(
     )
     before = {n: v.clone() for n, v in trainer.learner.state_dict().items()}
     with pytest.raises(RunError, match="iteration 1") as failure:
-        trainer.step()
+        take_step(trainer)
     assert "training episode 0 of seed 0" in failure.value.why
     assert "--inner-lr" in failure.value.fix
     assert all(torch.equal(v, before[n]) for n, v in trainer.learner.state_dict().items())

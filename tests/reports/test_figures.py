@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from hidra_cli.reports.figures import (
-    _COLOURS,
+    COLOURS,
     Curve,
     _comparisons,
     _mark,
@@ -37,10 +37,10 @@ def test_learning_curves_show_each_model_in_the_panels_it_was_trained_for(
     many = Image.open(io.BytesIO(learning_curves([*any_way, *own], "many", objective)))
     assert (few.format, many.format) == ("PNG", "PNG")
     assert many.height > 1.5 * few.height, "four panels take two rows"
-    assert _count(few, _COLOURS[0]) > 100
-    assert _count(few, _COLOURS[1]) == 0
-    assert _count(many, _COLOURS[0]) > 100
-    assert _count(many, _COLOURS[1]) > 3 * 20
+    assert _count(few, COLOURS[0]) > 100
+    assert _count(few, COLOURS[1]) == 0
+    assert _count(many, COLOURS[0]) > 100
+    assert _count(many, COLOURS[1]) > 3 * 20
 
 
 def test_seeds_of_different_length_are_shown_as_far_as_all_went() -> None:
@@ -73,7 +73,7 @@ def test_differences_stand_beside_each_other_at_each_number_of_ways() -> None:
     rows = [row(model, n, 0.05) for model in ("b", "c") for n in ways]
     picture = Image.open(io.BytesIO(differences_over_ways(rows, "t", CLASSIFICATION)))
     # The two models at the same place would hide each other; each also has an entry in the legend.
-    assert [_columns(picture, colour) for colour in _COLOURS[:3]] == [0, 4, 4]
+    assert [_columns(picture, colour) for colour in COLOURS[:3]] == [0, 4, 4]
 
 
 def test_each_of_several_comparisons_says_what_is_taken_away() -> None:
@@ -89,19 +89,19 @@ def test_a_model_that_is_worse_stands_lower() -> None:
     rows = [row | {"model": "b", "difference": 0.3}, row | {"model": "c", "difference": -0.3}]
     picture = Image.open(io.BytesIO(differences_over_ways(rows, "t", CLASSIFICATION)))
     plot = picture.crop((0, 0, picture.width, int(0.8 * picture.height)))  # without the legend
-    better, worse = (_height(plot, colour) for colour in _COLOURS[1:3])
+    better, worse = (_height(plot, colour) for colour in COLOURS[1:3])
     assert better > worse + 0.5 * plot.height
 
 
 def test_fourteen_lines_are_told_apart() -> None:
-    assert len({tuple(_mark(index).values()) for index in range(2 * len(_COLOURS))}) == 14
+    assert len({tuple(_mark(index).values()) for index in range(2 * len(COLOURS))}) == 14
 
 
 def test_entries_of_the_legend_stand_below_the_lines() -> None:
     at_the_top = np.full((4, 1), 0.99)
     cells = [Cell(str(n), "none", ways, 1, at_the_top) for n in range(7) for ways in (2, 5)]
     picture = Image.open(io.BytesIO(scores_over_ways(cells, "t")))
-    found = (np.asarray(picture.convert("RGB")) == ImageColor.getrgb(_COLOURS[0])).all(2).any(1)
+    found = (np.asarray(picture.convert("RGB")) == ImageColor.getrgb(COLOURS[0])).all(2).any(1)
     heights = np.flatnonzero(found) / picture.height
     assert heights.min() < 0.2, "the line"
     assert heights.max() > 0.75, "its entry"

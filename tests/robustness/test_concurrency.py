@@ -275,7 +275,7 @@ def test_a_signal_to_the_whole_group_ends_prepare_and_leaves_nothing(
 TOGETHER = """
 import sys, time
 from pathlib import Path
-import hidra_cli.jobs.training.trainer, hidra_cli.jobs.evaluate, hidra_cli.runs.model
+import hidra_cli.jobs.training.loop, hidra_cli.jobs.evaluate, hidra_cli.runs.model
 from hidra_cli.app import main
 go = Path(sys.argv.pop(1))
 Path(f"{go}-{sys.argv.pop(1)}").touch()

@@ -19,10 +19,11 @@ from hidra_cli.engine.kernels import pooled_moments
 from hidra_cli.engine.strategies.cores import POOL
 from hidra_cli.errors import DataError
 from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.jobs.training.loop import train
+from hidra_cli.jobs.training.state import restore
 from hidra_cli.jobs.training.trainer import MetaTrainer
 from hidra_cli.runs.checkpoint import load_checkpoint
 from hidra_cli.runs.directory import RunDir, create_run, owning
-from hidra_cli.system.console import Console
 from hidra_cli.system.worker_pool import operator_threads
 
 from ..conftest import Finished, Hidra
@@ -112,7 +113,7 @@ def test_what_a_plugin_draws_from_torch_goes_on_too(
         return made
 
     def run(made: MetaTrainer, folder: RunDir) -> dict[str, Any]:
-        made.run(folder, Console(verbosity=-1))
+        train(made, folder)
         return dict(load_checkpoint(folder.last).tensors)
 
     names = ["whole", "paused", "other"]
@@ -121,7 +122,7 @@ def test_what_a_plugin_draws_from_torch_goes_on_too(
     run(trainer(4), paused)
     torch.manual_seed(int(time.time()))  # the process that resumes is in any state
     again = trainer(6)
-    again.restore(load_checkpoint(paused.last))
+    restore(again, load_checkpoint(paused.last))
     found = run(again, paused)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     without = MetaTrainer(settings_of(), tiny_images, CPU)
@@ -268,13 +269,13 @@ def test_steps_before_a_plugin_failed_are_saved(
 
     failing.learner.head.before_outer_step = fail  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
-        failing.run(run, Console(verbosity=-1))
+        train(failing, run)
     saved = load_checkpoint(run.last)
     assert saved.meta["iteration"] == 4
     again = MetaTrainer(settings, tiny_images, CPU)
-    again.restore(saved)
-    again.run(run, Console(verbosity=-1))
-    MetaTrainer(settings, tiny_images, CPU).run(whole, Console(verbosity=-1))
+    restore(again, saved)
+    train(again, run)
+    train(MetaTrainer(settings, tiny_images, CPU), whole)
     assert checksums(run) == checksums(whole)
     assert rows(run) == rows(whole)
 
@@ -295,7 +296,7 @@ def test_other_images_are_refused(tiny_images: PreparedImages, place: Place) -> 
     checkpoint = load_checkpoint(run.last)
     other = replace(tiny_images, attributes=tiny_images.attributes | {"content_hash": "0" * 64})
     with pytest.raises(DataError, match="not those that"):
-        MetaTrainer(settings_of(), other, CPU).restore(checkpoint)
+        restore(MetaTrainer(settings_of(), other, CPU), checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hidra_cli.errors import RunError
-from hidra_cli.jobs.training.trainer import METRICS
+from hidra_cli.jobs.training.loop import METRICS
 from hidra_cli.runs.directory import RunDir
 from hidra_cli.runs.metrics import CURVES, open_metrics
 

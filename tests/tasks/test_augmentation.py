@@ -141,7 +141,7 @@ def test_functions_have_no_images_to_augment(hidra: Hidra, tmp_path: Path) -> No
 def test_only_training_tasks_are_changed(augment: Augment, tiny_images: PreparedImages) -> None:
     def first_tasks(augment: Augment) -> tuple[Any, Any]:
         trainer = MetaTrainer(settings_of(tasks__augment=augment), tiny_images, CPU)
-        train, validation = trainer.train_episodes, trainer.validation_episodes
+        train, validation = trainer.train_episodes, trainer.validator.episodes
         return (
             train.batch([0, 1], train.shape(0)).support.images,
             validation.batch([0, 1], validation.shape(0)).support.images,

@@ -12,10 +12,10 @@ import torch
 
 from hidra_cli.engine.task_batch import TaskBatch
 from hidra_cli.images.prepared import PreparedImages, open_store
+from hidra_cli.jobs.training.loop import train
 from hidra_cli.jobs.training.trainer import MetaTrainer
 from hidra_cli.runs.checkpoint import load_checkpoint
 from hidra_cli.runs.directory import create_run
-from hidra_cli.system.console import Console
 from hidra_cli.tasks.images import ImageSampler
 from hidra_cli.tasks.prefetch import Prefetcher
 from hidra_cli.tasks.shape import TaskShape
@@ -97,7 +97,7 @@ def test_training_is_the_same_with_tasks_drawn_ahead_and_images_on_the_device(
     found = []
     for name, trainer in (("plain", plain), ("other", other)):
         run = create_run(tmp_path, name, settings)
-        trainer.run(run, Console(verbosity=-1))
+        train(trainer, run)
         found.append(load_checkpoint(run.last))
     assert found[0].meta == found[1].meta
     for name, tensor in found[0].tensors.items():

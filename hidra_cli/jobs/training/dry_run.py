@@ -72,9 +72,13 @@ def _warm_up(trainer: MetaTrainer) -> None:
 
 def _measured(trainer: MetaTrainer, shape: TaskShape) -> tuple[Step, float]:
     """The second of two steps, because the first pays for warming up; tasks per second."""
-    trainer.step(shape, trainer.heaviest_inner)
+    from hidra_cli.jobs.training.loop import take_step
+    from hidra_cli.jobs.training.schedule import heaviest_inner
+
+    inner = heaviest_inner(trainer.inner, trainer.settings.outer)
+    take_step(trainer, shape, inner)
     begun = time.monotonic()
-    step = trainer.step(shape, trainer.heaviest_inner)
+    step = take_step(trainer, shape, inner)
     return step, trainer.settings.outer.meta_batch / (time.monotonic() - begun)
 
 

@@ -11,6 +11,7 @@ from hidra_cli.jobs.device import join
 from hidra_cli.tasks.sources import open_tasks
 
 if TYPE_CHECKING:
+    from hidra_cli.images.features import NetworkChoice
     from hidra_cli.jobs.training.resume import Resumed
     from hidra_cli.jobs.training.trainer import MetaTrainer
     from hidra_cli.runs.directory import RunDir
@@ -32,6 +33,7 @@ def _train(
     stack: contextlib.ExitStack,
 ) -> None:
     from hidra_cli.engine.devices import has_tf32
+    from hidra_cli.jobs.training.state import restore
     from hidra_cli.jobs.training.trainer import MetaTrainer
     from hidra_cli.runs.build import check_head_can
     from hidra_cli.runs.metrics import check_log
@@ -39,13 +41,13 @@ def _train(
     check_head_can(settings, settings.tasks.ways)  # before any image is prepared
     check_log(settings.run.log)
     device, group = join(settings.run.device, console, stack)
-    data = open_tasks(settings.dataset, cache_dir, console, device)
+    data = open_tasks(settings.dataset, cache_dir, console, device, _network(settings))
     checkpoint = resumed.checkpoint if resumed is not None else None
     trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None, group=group)
     if checkpoint is not None:
-        trainer.restore(checkpoint)
+        restore(trainer, checkpoint)
     group.check_equal("settings and data", f"{settings.to_toml()}\n{data.content_hash}")
-    group.check_equal("checkpoint", str(trainer.iteration))
+    group.check_equal("checkpoint", str(trainer.progress.iteration))
     if settings.run.precision == "tf32" and not has_tf32(device):
         console.note(f"--precision tf32: {device} has no TF32, it is float32 in full there")
     if trainer.choice.why:
@@ -59,6 +61,16 @@ def _train(
     run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, group, stack)
     with console.logging_to(run.log):
         _train_and_test(trainer, test_episodes, run, resumed, console)
+
+
+def _network(settings: Settings) -> NetworkChoice | None:
+    """The frozen network whose features tasks are drawn from; None where images are."""
+    from hidra_cli.images.open import choose_dataset
+    from hidra_cli.runs.build import frozen_network
+
+    if settings.model.normalization != "frozen":
+        return None
+    return frozen_network(settings.model, choose_dataset(settings.dataset).dataset.image_shape)
 
 
 def _new_run(
@@ -105,18 +117,19 @@ def _train_and_test(
     resumed: Resumed | None,
     console: Console,
 ) -> None:
+    from hidra_cli.jobs.training.loop import train
     from hidra_cli.runs.records import Environment, RunResult
     from hidra_cli.system.files import write_json
     from hidra_cli.tasks.objective import CLASSIFICATION
 
     settings, group = trainer.settings, trainer.group
     facts = _record_start(trainer, run, resumed, console) if group.main else Environment()
-    if trainer.validation_ways != settings.tasks.ways:
+    if trainer.validator.ways != settings.tasks.ways:
         console.note(
             f"the validation split has fewer classes than --ways asks for: "
-            f"validating at up to {max(trainer.validation_ways)} ways"
+            f"validating at up to {max(trainer.validator.ways)} ways"
         )
-    trained = trainer.run(run, console)
+    trained = train(trainer, run, console)
     rate = trained.tasks_per_second
     result = RunResult(
         run=str(run.path),
@@ -154,7 +167,7 @@ def _record_start(
     if resumed is None:
         console.note(f"run {run.path}")
     else:
-        console.note(f"run {run.path}, resumed after iteration {trainer.iteration}")
+        console.note(f"run {run.path}, resumed after iteration {trainer.progress.iteration}")
         for warning in resumed.warnings:
             console.warn(warning)
         write_atomically(run.config, trainer.settings.to_toml().encode())
@@ -163,7 +176,9 @@ def _record_start(
         last = sessions[-1] if sessions else before
         if change := _changed_rounding(last, now, trainer.settings.outer.meta_batch):
             console.warn(f"{change}: from here on it is the same but for rounding")
-        session = Session.model_validate(now.model_dump() | {"after_iteration": trainer.iteration})
+        session = Session.model_validate(
+            now.model_dump() | {"after_iteration": trainer.progress.iteration}
+        )
         facts = before.model_copy(update={"resumed": (*sessions, session)})
     write_json(run.environment, facts.to_json())
     return facts
