@@ -114,16 +114,11 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 
 def _fault_of_plugin(exc: BaseException) -> PluginError | None:
     """What to say of an exception from another distribution's plugin, which may even exit."""
-    from hidra_cli.api.registry import blame, culprit
+    from hidra_cli.api.building import failure
+    from hidra_cli.api.registry import culprit
 
     plugin = culprit(exc)
-    if plugin is None:
-        return None
-    return PluginError(
-        f"{plugin.label} failed",
-        why=f"{type(exc).__name__}: {exc}",
-        fix=f"run again with --debug for the traceback, and {blame(plugin)}",
-    )
+    return None if plugin is None else failure(plugin, exc)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

@@ -10,7 +10,7 @@ The names are loaded when first used, so that a dataset plugin does not import t
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-API_VERSION = 1
+from hidra_cli.api.version import API_VERSION
 
 if TYPE_CHECKING:
     from hidra_cli.api.checks import (

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 import sys
 import traceback
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import unquote, urlparse
 
-from hidra_cli.api import API_VERSION
+from hidra_cli.api.places import place_of, place_raised
+from hidra_cli.api.version import API_VERSION
 from hidra_cli.errors import PluginError, UsageError, nearest
 
 Kind = Literal["backbone", "head", "dataset"]
@@ -37,6 +41,32 @@ class Plugin:
     @property
     def label(self) -> str:
         return f"{self.kind} '{self.name}' of {self.distribution} {self.version}"
+
+    @property
+    def package(self) -> str:
+        """The top-level module that it is imported from."""
+        return self.entry_point.module.partition(".")[0]
+
+    @property
+    def source(self) -> Path | None:
+        """The folder that pip was given, where it was installed from one: its author's."""
+        return self._installed_from[0]
+
+    @property
+    def editable(self) -> bool:
+        """Whether changes in `source` need no further installation."""
+        return self._installed_from[1]
+
+    @property
+    def _installed_from(self) -> tuple[Path | None, bool]:
+        """From `direct_url.json` (PEP 610), which pip writes for folders and archives."""
+        text = self.entry_point.dist.read_text("direct_url.json") if self.entry_point.dist else None
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            origin = json.loads(text or "{}")
+            url = urlparse(str(origin.get("url", "")))
+            if url.scheme == "file" and "dir_info" in origin:
+                return Path(unquote(url.path)), bool(origin["dir_info"].get("editable"))
+        return None, False
 
 
 @cache
@@ -96,7 +126,7 @@ def load(plugin: Plugin) -> type[Any]:
     except BaseException as exc:  # a plugin may even raise SystemExit; the command must go on
         raise PluginError(
             f"{plugin.label} could not be imported",
-            why=f"{type(exc).__name__}: {exc} (in {plugin.entry_point.value})",
+            why=f"{type(exc).__name__}: {exc} (in {plugin.entry_point.value})" + _line(plugin, exc),
             fix=blame(plugin),
         ) from exc
     bases = _contracts(plugin.kind)
@@ -105,17 +135,42 @@ def load(plugin: Plugin) -> type[Any]:
         raise PluginError(
             f"{plugin.label} is not a {names}",
             why=f"{plugin.entry_point.value} is {loaded!r}",
-            fix=f"its author must subclass hidra_cli.api.{names}; {blame(plugin)}",
+            fix=f"write class {plugin.entry_point.attr}({bases[0].__name__}), of hidra_cli.api\n"
+            f"{blame(plugin)}",
         )
-    version = getattr(loaded, "api_version", None)
-    if version != API_VERSION:
-        raise PluginError(
-            f"{plugin.label} was made for another version of the plugin API",
-            why=f"it declares api_version = {version}, this hidra has {API_VERSION}",
-            fix=f"install a release of {plugin.distribution} for API version {API_VERSION}",
-        )
-    _loaded[plugin.entry_point.module.partition(".")[0]] = plugin
+    _check_version(plugin, loaded)
+    _loaded[plugin.package] = plugin
     return loaded
+
+
+def _check_version(plugin: Plugin, component: type[Any]) -> None:
+    version = getattr(component, "api_version", None)
+    if version == API_VERSION:
+        return
+    place = place_of(component)
+    line = f"write `api_version = {API_VERSION}` below `class {component.__name__}`"
+    if version is None:
+        raise PluginError(
+            f"{plugin.label} does not say which version of the plugin API it was made for",
+            why=f"{component.__name__} declares no api_version"
+            + (f"\nin {place}" if place else ""),
+            fix=f"{line}\n{blame(plugin)}",
+        )
+    raise PluginError(
+        f"{plugin.label} was made for another version of the plugin API",
+        why=f"it declares api_version = {version}, this hidra has {API_VERSION}\nin {place}",
+        fix=f"install a release of {plugin.distribution} for API version {API_VERSION}"
+        if plugin.source is None
+        else f"follow its changes in docs/plugins.md, then {line}",
+    )
+
+
+def _line(plugin: Plugin, exc: BaseException) -> str:
+    """The line of a plugin's code that an import failed in."""
+    if isinstance(exc, SyntaxError) and exc.filename:
+        return f"\nin {exc.filename}:{exc.lineno}"
+    place = place_raised(exc, plugin.package)
+    return f"\nin {place}" if place else ""
 
 
 # Top-level module → a plugin that was loaded from it.
@@ -123,29 +178,36 @@ _loaded: dict[str, Plugin] = {}
 
 
 def culprit(exc: BaseException) -> Plugin | None:
-    """The plugin of another distribution in whose code an exception was raised, if it was."""
+    """The plugin of another distribution in whose code an exception was raised, if it was.
+
+    The exceptions that it came from are searched too.
+    """
     for frame, _ in traceback.walk_tb(exc.__traceback__):
         top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         plugin = _loaded.get(top)
         if plugin is not None and plugin.distribution != OWN_DISTRIBUTION:
             return plugin
-    return None
+    before = exc.__cause__ or exc.__context__
+    return culprit(before) if before is not None else None
 
 
 def _contracts(kind: Kind) -> tuple[type[Any], ...]:
     if kind == "dataset":
-        from hidra_cli.api import Dataset, FunctionFamily
+        from hidra_cli.api.data import Dataset, FunctionFamily
 
         return Dataset, FunctionFamily
-    from hidra_cli.api import Backbone, Head
+    from hidra_cli.api.models import Backbone, Head
 
     return (Backbone,) if kind == "backbone" else (Head,)
 
 
 def blame(plugin: Plugin) -> str:
-    """Whose fault a failing plugin is, and how to go on without it."""
+    """What to do about a failing plugin: who installed it from a folder can mend it."""
     if plugin.distribution == OWN_DISTRIBUTION:
         return f"reinstall {OWN_DISTRIBUTION}; this is a fault of hidra itself"
+    if plugin.source is not None:
+        again = "" if plugin.editable else f", then `pip install {plugin.source}`"
+        return f"mend it in {plugin.source}{again}; `hidra plugins check` finds more"
     return (
         f"report it to the authors of {plugin.distribution}, or remove it with "
         f"`pip uninstall {plugin.distribution}` (HIDRA_PLUGINS=none leaves all others out)"

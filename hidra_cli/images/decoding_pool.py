@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from hidra_cli.api.data import Dataset, ImageClass
 from hidra_cli.api.decoding import decode_class, turned
+from hidra_cli.api.places import place_raised, summary
 from hidra_cli.api.preprocessing import Preprocessing, UInt8, preprocessing_of
 from hidra_cli.errors import HidraError, PluginError, RunError
 from hidra_cli.system.signals import StopRequest, held_back
@@ -61,17 +62,35 @@ def _pickled(image_class: ImageClass) -> bytes:
     except Exception as exc:
         raise PluginError(
             f"the images of class '{image_class.name}' cannot be handed to a decoding process",
-            why=f"{type(exc).__name__}: {exc}",
-            fix="this is a fault of the dataset plugin: report it to its authors",
+            why=_reason(image_class, exc),
         ) from exc
 
 
+def _reason(image_class: ImageClass, exc: BaseException) -> str:
+    """What its images raised, and in which line of the author's code."""
+    where = place_raised(exc, type(image_class.images).__module__.partition(".")[0])
+    return summary(exc) + (f"\nin {where}" if where else "")
+
+
 def _decode_pickled(pickled: bytes, preprocessing: Preprocessing) -> tuple[UInt8, bytes]:
-    return decode_class(pickle.loads(pickled), preprocessing)
+    image_class = pickle.loads(pickled)
+    try:
+        return decode_class(image_class, preprocessing)
+    except HidraError:
+        raise
+    except Exception as exc:  # said here, where its traceback is
+        raise PluginError(
+            f"the images of class '{image_class.name}' could not be read",
+            why=_reason(image_class, exc),
+        ) from exc
 
 
 def _end_with_the_parent() -> None:
-    """Let a decoding process end when the one that started it does, even by SIGKILL."""
+    """Let a decoding process end when the one that started it does, even by SIGKILL.
+
+    What a plugin prints there goes to stderr.
+    """
+    os.dup2(2, 1)
 
     def follow() -> None:
         parent = multiprocessing.parent_process()

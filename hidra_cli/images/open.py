@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hidra_cli.api import registry
-from hidra_cli.api.building import build
+from hidra_cli.api.building import broken, build, plugin_errors
+from hidra_cli.api.contract import ContractError, Subject
+from hidra_cli.api.contract_data import check_description
 from hidra_cli.api.data import Dataset, FunctionFamily
 from hidra_cli.api.options import options, plugin_options
 from hidra_cli.api.preprocessing import preprocessing_of
-from hidra_cli.errors import DataError, UsageError
+from hidra_cli.errors import DataError, PluginError, UsageError
 from hidra_cli.images.cache import StoreKey
 from hidra_cli.settings.schema import DatasetSettings
 
@@ -50,6 +52,8 @@ def choose_dataset(settings: DatasetSettings) -> DatasetChoice:
     values = plugin_options(plugin.label, options(component), settings.options)
     source = _existing(settings.source)
     dataset: Dataset = build(plugin, component, source, **values)
+    with plugin_errors(plugin):
+        check_description(Subject(component), dataset)
     all_values = {o.name: values.get(o.name, o.default) for o in options(component)}
     identity = str(source.resolve()) if source and component.source_is_identity else None
     key = StoreKey(
@@ -96,16 +100,15 @@ def prepare_images(
     workers: int | None = None,
 ) -> bool:
     """Write the prepared file of a dataset unless it exists; whether it was written now."""
-    from hidra_cli.api.registry import blame
-    from hidra_cli.errors import PluginError
-
     try:
         return _prepare_images(choice, cache_dir, console, force, workers)
+    except ContractError as fault:
+        raise broken(choice.plugin, fault) from fault
     except PluginError as error:  # the store knows the dataset, not where it comes from
         raise PluginError(
             f"{choice.plugin.label} failed",
             why=f"{error.what}: {error.why}",
-            fix=blame(choice.plugin),
+            fix=registry.blame(choice.plugin),
         ) from error
 
 

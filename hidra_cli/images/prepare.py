@@ -13,7 +13,10 @@ import h5py
 import numpy as np
 
 from hidra_cli import __version__
+from hidra_cli.api.contract import ContractError, Subject
+from hidra_cli.api.contract_data import check_is_class
 from hidra_cli.api.data import SPLITS, Dataset, ImageClass
+from hidra_cli.api.places import place_raised, summary
 from hidra_cli.api.preprocessing import preprocessing_of
 from hidra_cli.errors import DataError, HidraError, PluginError
 from hidra_cli.images.cache import StoreKey
@@ -145,9 +148,13 @@ def _checked_classes(dataset: Dataset, key: StoreKey, downloads: Path) -> list[I
 
 def _listed(dataset: Dataset, key: StoreKey, downloads: Path) -> list[ImageClass]:
     """All classes, with a source that cannot be read told apart from a faulty plugin."""
+    subject = Subject(type(dataset))
     try:
-        return list(dataset.classes(downloads))
-    except HidraError:
+        classes = list(dataset.classes(downloads))
+        for image_class in classes:
+            check_is_class(subject, image_class)
+        return classes
+    except (HidraError, ContractError):
         raise
     except OSError as exc:
         raise DataError(
@@ -156,7 +163,7 @@ def _listed(dataset: Dataset, key: StoreKey, downloads: Path) -> list[ImageClass
     except Exception as exc:
         raise PluginError(
             f"the dataset '{key.dataset}' of {key.distribution} failed to list its classes",
-            why=f"{type(exc).__name__}: {exc}",
+            why=f"{summary(exc)}\nin {place_raised(exc, subject.package)}",
             fix=f"report it to the authors of {key.distribution}",
         ) from exc
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hidra_cli.api import registry
-from hidra_cli.api.building import _told, build
+from hidra_cli.api.building import build, plugin_errors
 from hidra_cli.api.options import options, plugin_options
 from hidra_cli.errors import PluginError, UsageError
 from hidra_cli.settings.schema import ModelSettings, Settings
@@ -119,6 +119,8 @@ def frozen_network(model: ModelSettings, image_shape: tuple[int, int, int]) -> N
 def _build_backbone(
     model: ModelSettings, image_shape: tuple[int, int, int], restoring: bool
 ) -> tuple[Backbone, Episode]:
+    from hidra_cli.api.contract import Subject
+    from hidra_cli.api.contract_backbones import check_features
     from hidra_cli.engine.frozen import FrozenNetwork
     from hidra_cli.engine.normalization import Episode, norm_factory
 
@@ -128,14 +130,10 @@ def _build_backbone(
     if mode == "frozen" and not component.freezable:
         raise _not_freezable(plugin)
     backbone: Backbone = build(plugin, component, image_shape, factory, **options)
-    if not isinstance(getattr(backbone, "features", None), int):
-        raise PluginError(
-            f"{plugin.label} breaks its contract",
-            why="it sets no number of features",
-            fix=registry.blame(plugin),
-        )
+    with plugin_errors(plugin):
+        check_features(Subject(component), backbone)
     if mode == "frozen" or not restoring:
-        with _told(plugin):
+        with plugin_errors(plugin):
             backbone.load_pretrained()
     return (FrozenNetwork(backbone) if mode == "frozen" else backbone), episode
 

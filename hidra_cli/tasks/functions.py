@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hidra_cli.api.building import plugin_errors
+from hidra_cli.api.contract import Subject
+from hidra_cli.api.contract_data import check_drawn
 from hidra_cli.api.data import FunctionFamily, Split
-from hidra_cli.api.registry import Plugin, blame
+from hidra_cli.api.registry import Plugin
 from hidra_cli.engine.task_batch import Examples, TaskBatch
-from hidra_cli.errors import PluginError
 from hidra_cli.system.random_streams import stream_key
 from hidra_cli.tasks.episodes import draw_shape
 from hidra_cli.tasks.objective import REGRESSION, Objective
@@ -133,17 +135,10 @@ class FunctionSampler:
         key = [stream_key(self.seed, "episodes", self.split), episode]
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
         family, plugin = self.source.family, self.source.plugin
-        try:
-            x, y = family.draw(generator, outputs, examples)
-            wanted = (examples, family.inputs), (examples, outputs)
-            if (x.shape, y.shape) != wanted or not x.dtype == y.dtype == np.float32:
-                raise ValueError(f"draw gives {x.dtype} {x.shape}, {y.dtype} {y.shape}: {wanted=}")
-            if not (np.isfinite(x).all() and np.isfinite(y).all()):
-                raise ValueError("draw gives values that are not finite")
-        except Exception as exc:
-            raise PluginError(
-                f"{plugin.label} breaks its contract",
-                why=f"{type(exc).__name__}: {exc}",
-                fix="hidra_cli.api.check_function_family shows its author where; " + blame(plugin),
-            ) from exc
+        subject = Subject(type(family))
+        with plugin_errors(plugin):
+            with subject.calling("draw", f"{outputs} outputs and {examples} examples"):
+                drawn = family.draw(generator, outputs, examples)
+            check_drawn(subject, family, drawn, outputs, examples)
+        x, y = drawn
         return x, y

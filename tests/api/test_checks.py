@@ -1,6 +1,7 @@
 """The contract checks: built-ins pass, and each way to break a contract is named."""
 
 import random
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ from hidra_plugins.heads import Cosine, Hidra, Maml, ProtoMaml, Random, Zero
 from hidra_plugins.ridge import Ridge
 
 Shape = tuple[int, int, int]
+
+
+def assert_placed(error: AssertionError) -> None:
+    """It names a line of the author's file, and says what to write instead."""
+    assert re.search(r"^in .*test_checks\.py:\d+$", str(error), re.MULTILINE)
+    assert re.search(r"^instead: .", str(error), re.MULTILINE)
 
 
 class Linear(Head):
@@ -150,20 +157,20 @@ class SaysIdentical(Linear):
 
 
 BROKEN_HEADS: dict[type[Head], str] = {
-    WithoutVersion: "WithoutVersion must declare api_version = 1",
-    OldVersion: "OldVersion must declare api_version = 1",
-    GlobalStream: "GlobalStream.initialize draws from torch's global stream",
-    OtherStream: "OtherStream.initialize differs for one generator state",
-    NoWeights: "NoWeights.initialize returns no weights",
-    NumpyWeights: "fast weight 'weight' of NumpyWeights is not a tensor",
-    AlwaysSingle: "fast weight 'weight' ignores the module's dtype",
-    Constant: "fast weight 'weight' of Constant cannot be differentiated by",
+    WithoutVersion: "WithoutVersion declares no api_version",
+    OldVersion: "OldVersion declares api_version = 0, and this hidra has 1",
+    GlobalStream: "GlobalStream.initialize draws from the global generator of torch",
+    OtherStream: "OtherStream.initialize draws from the global generator of random",
+    NoWeights: "NoWeights.initialize gives no weights",
+    NumpyWeights: "gives 'weight' as an object of type ndarray, not as a tensor",
+    AlwaysSingle: "gives 'weight' as torch.float32 in a module of torch.float64",
+    Constant: "Constant.initialize gives 'weight' without a gradient",
     CutFromMeta: "CutFromMeta",
-    Transposed: "Transposed.logits has shape (2, 4), not (n, N) = (4, 2)",
-    TooWide: "TooWide.logits has shape (4, 3), not (n, N) = (4, 2)",
-    FixedButSaysAny: "FixedButSaysAny.logits has shape (14, 4), not (n, N) = (14, 7)",
+    Transposed: "Transposed.logits gives a tensor of shape (2, 4), not logits (n, N) = (4, 2)",
+    TooWide: "TooWide.logits gives a tensor of shape (4, 3), not logits (n, N) = (4, 2)",
+    FixedButSaysAny: "a tensor of shape (14, 4), not logits (n, N) = (14, 7)",
     UnusedWeight: "'spare'",
-    NotFinite: "NotFinite has non-finite gradients",
+    NotFinite: "NotFinite.logits gives values that are not finite",
     SaysIdentical: "SaysIdentical declares identical_neurons, but its starting logits differ",
 }
 
@@ -199,6 +206,7 @@ def test_a_broken_head_is_told_what_is_wrong(head: type[Head]) -> None:
     with pytest.raises(AssertionError) as caught:
         check_head(head)
     assert BROKEN_HEADS[head] in str(caught.value)
+    assert_placed(caught.value)
 
 
 def test_the_hooks_of_a_head_are_called() -> None:
@@ -212,7 +220,7 @@ def test_the_hooks_of_a_head_are_called() -> None:
             called.append(("after", ways))
 
     check_head(Hooked)
-    assert called == [(when, ways) for ways in (2, 4, 4) for when in ("before", "after")]
+    assert called == [(when, ways) for ways in (2, 4) for when in ("before", "after")]
 
 
 class Plain(Backbone):
@@ -311,15 +319,15 @@ class DeafToWeights(Plain):
 
 
 BROKEN_BACKBONES: dict[type[Backbone], str] = {
-    BackboneOfNoVersion: "BackboneOfNoVersion must declare api_version = 1",
-    NeverNorm: "NeverNorm never calls norm(channels)",
-    NotFlat: "NotFlat gives shape (3, 4, 1), not (n, F) = (3, 4)",
-    WrongFeatures: "WrongFeatures gives shape (3, 4), not (n, F) = (3, 5)",
+    BackboneOfNoVersion: "BackboneOfNoVersion declares no api_version",
+    NeverNorm: "NeverNorm.__init__ never calls norm(channels)",
+    NotFlat: "NotFlat.forward gives a tensor of shape (3, 4, 1), not features (n, F) = (3, 4)",
+    WrongFeatures: "a tensor of shape (3, 4), not features (n, F) = (3, 5)",
     Counting: "Counting.forward changes its own 'calls'",
     CountingInSecret: "CountingInSecret.forward changes its own 'calls'",
     OwnBatchNorm: "OwnBatchNorm.forward changes its own 'extra.running_mean'",
-    Dropping: "Dropping",
-    DeafToWeights: "DeafToWeights",
+    Dropping: "Dropping.forward draws from the global generator of torch, in evaluation too",
+    DeafToWeights: "DeafToWeights.forward does not depend on its parameters",
 }
 
 
@@ -346,6 +354,7 @@ def test_a_broken_backbone_is_told_what_is_wrong(backbone: type[Backbone]) -> No
     with pytest.raises(AssertionError) as caught:
         check_backbone(backbone)
     assert BROKEN_BACKBONES[backbone] in str(caught.value)
+    assert_placed(caught.value)
 
 
 def picture(value: int = 0) -> np.ndarray:
@@ -423,16 +432,16 @@ class Miscounted(Pictures):
 
 
 BROKEN_DATASETS: dict[type[Dataset], str] = {
-    DatasetOfNoVersion: "DatasetOfNoVersion must declare api_version = 1",
+    DatasetOfNoVersion: "DatasetOfNoVersion declares no api_version",
     Untitled: "Untitled has no title",
-    TwoChannels: "TwoChannels: images have 1 or 3 channels, not 2",
-    NoPixels: "NoPixels: image_shape (1, 0, 5) is empty",
-    NoClasses: "NoClasses yields no class",
-    Twice: "Twice yields a class name twice",
-    Shuffled: "Shuffled: the order changes",
-    OtherSplit: "a: unknown split",
-    EmptyClass: "nothing has no image",
-    Miscounted: "miscounted",
+    TwoChannels: "TwoChannels.__init__ sets image_shape to (2, 3, 5), not to (C, H, W)",
+    NoPixels: "NoPixels.__init__ sets image_shape to (1, 0, 5), not to (C, H, W)",
+    NoClasses: "NoClasses.classes gives no class",
+    Twice: "Twice.classes gives the class 'a' twice",
+    Shuffled: "Shuffled.classes gives another order the second time",
+    OtherSplit: "puts the class 'a' into the unknown split 'dev'",
+    EmptyClass: "gives the class 'nothing' without an image",
+    Miscounted: "says the class 'miscounted' has 2 images, but gives 1",
 }
 
 
@@ -451,3 +460,4 @@ def test_a_broken_dataset_is_told_what_is_wrong(dataset: type[Dataset], tmp_path
     with pytest.raises(AssertionError) as caught:
         check_dataset(dataset, None, tmp_path)
     assert BROKEN_DATASETS[dataset] in str(caught.value)
+    assert_placed(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,10 +47,22 @@ HEADS = {
     "raising-logits": (_LOGITS, "raise KeyError('boom')", "KeyError: 'boom'"),
     "a-list": (_INITIALIZE, "return [self.start]", "initialize gives an object of type list, not"),
     "nothing": (_INITIALIZE, "return {}", "initialize gives no weights"),
-    "an-array": (_INITIALIZE, "return {'w': self.start.detach().numpy()}", "type ndarray, not a"),
-    "constant": (_INITIALIZE, "return {'w': self.start.detach()}", "'w' cannot be differentiated"),
-    "not-a-number": (_INITIALIZE, "return {'w': self.start / 0}", "'w' is not finite before the"),
-    "unused": (_INITIALIZE, _INITIALIZE[:-1] + ", 'w': self.start * 2}", "'w' has no effect on"),
+    "an-array": (
+        _INITIALIZE,
+        "return {'w': self.start.detach().numpy()}",
+        "type ndarray, not as a",
+    ),
+    "constant": (_INITIALIZE, "return {'w': self.start.detach()}", "gives 'w' without a gradient"),
+    "not-a-number": (
+        _INITIALIZE,
+        "return {'w': self.start / 0}",
+        "'w' with values that are not finite before the",
+    ),
+    "unused": (
+        _INITIALIZE,
+        _INITIALIZE[:-1] + ", 'w': self.start * 2}",
+        "the fast weight 'w': it has no effect on",
+    ),
     "raising": (_INITIALIZE, "raise KeyError('boom')", "KeyError: 'boom'"),
     "exiting": (_INITIALIZE, "sys.exit(0)", "SystemExit: 0"),
     "few-arguments": (
@@ -86,7 +99,7 @@ class Plugin(Backbone):
 """
 BACKBONES = {
     "too-many-features": ("self.features = 4", "self.features = 5", "features (n, F) = (4, 5)"),
-    "no-features": ("self.features = 4", "pass", "it sets no number of features"),
+    "no-features": ("self.features = 4", "pass", "sets no number of features"),
     "not-flat": (".mean(dim=(2, 3))", "", "forward gives a tensor of shape (4, 4, 14, 14), not"),
     "infinite": (".mean(dim=(2, 3))", ".mean(dim=(2, 3)) / 0", "are not finite"),
     "raising-forward": ("return self.norm", "raise KeyError('boom')\n        self.norm", "'boom'"),
@@ -157,6 +170,7 @@ def assert_blamed(done: Finished, kind: str, name: str, told: str) -> None:
         next(line for line in done.err.splitlines() if line.startswith(start))
         for start in ("error: ", "why: ", "fix: ")
     )
+    assert re.search(rf"faulty_{name.replace('-', '_')}\.py:\d+", done.err), "no line is named"
     assert f"{kind} '{name}' of {name}-dist 1.5" in error
     assert told in why
     assert f"pip uninstall {name}-dist" in fix

@@ -157,7 +157,7 @@ def test_what_is_no_subclass_of_the_contract_is_refused(install: Install, source
     error = failure("bad")
     assert error.what == "dataset 'bad' of bad-dist 1.2 is not a Dataset or FunctionFamily"
     assert "bad_module:Bad" in error.why
-    assert "hidra_cli.api.Dataset" in error.fix
+    assert "write class Bad(Dataset)" in error.fix
     assert "bad-dist" in error.fix
 
 
@@ -166,14 +166,50 @@ def test_a_head_registered_as_a_dataset_is_refused(install: Install) -> None:
     assert failure("mix").what == "dataset 'mix' of mix-dist 1.2 is not a Dataset or FunctionFamily"
 
 
-@pytest.mark.parametrize(("line", "shown"), [("api_version = 2", "2"), ("pass", "None")])
-def test_another_api_version_is_refused(install: Install, line: str, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("api_version = 2", "it declares api_version = 2, this hidra has 1"),
+        ("pass", "Good declares no api_version"),
+    ],
+)
+def test_another_api_version_is_refused(install: Install, line: str, why: str) -> None:
     source = GOOD.replace("api_version = 1", line)
     install("old-dist", {"old": "old_module:Good"}, version="9.1", old_module=source)
     error = failure("old")
     assert "dataset 'old' of old-dist 9.1" in error.what
-    assert error.why == f"it declares api_version = {shown}, this hidra has 1"
+    assert error.why.startswith(f"{why}\nin ")
+    assert error.why.endswith(
+        f"old_module.py:{1 + source[: source.index('class Good')].count(chr(10))}"
+    )
     assert "old-dist" in error.fix
+    assert ("write `api_version = 1` below `class Good`" in error.fix) == (line == "pass")
+
+
+@pytest.mark.parametrize(
+    ("origin", "fix"),
+    [
+        (
+            '{"url": "file:///home/a%20b/x", "dir_info": {"editable": true}}',
+            "mend it in /home/a b/x;",
+        ),
+        (
+            '{"url": "file:///src/x", "dir_info": {}}',
+            "mend it in /src/x, then `pip install /src/x`",
+        ),
+        ('{"url": "https://example.org/x.whl", "archive_info": {}}', "report it to the authors"),
+        ("[", "report it to the authors"),
+    ],
+)
+def test_the_advice_fits_how_a_plugin_was_installed(
+    install: Install, tmp_path: Path, origin: str, fix: str
+) -> None:
+    install("bad-dist", {"bad": "bad_module:Bad"}, bad_module="import absent_module")
+    (info,) = tmp_path.rglob("bad*.dist-info")
+    (info / "direct_url.json").write_text(origin)
+    error = failure("bad")
+    assert fix in error.fix
+    assert error.why.endswith("bad_module.py:1")
 
 
 def test_one_name_of_two_distributions_must_be_told_apart(install: Install) -> None:

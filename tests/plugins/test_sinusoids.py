@@ -69,7 +69,7 @@ def other_inputs(generator: np.random.Generator, n: int, k: int) -> tuple[Any, A
 
 
 @pytest.mark.parametrize(
-    ("draw", "told"), [(wrong_shape, "not float32"), (other_inputs, "has other inputs")]
+    ("draw", "told"), [(wrong_shape, "gives x as float64"), (other_inputs, "gives other inputs")]
 )
 def test_a_family_that_breaks_the_contract_is_told(draw: Any, told: str) -> None:
     class Broken(FunctionFamily):

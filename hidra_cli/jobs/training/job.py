@@ -55,7 +55,10 @@ def _train(
     test_episodes = _test_episodes(trainer, console)
     if dry_run:
         from hidra_cli.jobs.training.dry_run import dry_run as try_out
+        from hidra_cli.runs.plugin_check import check_plugins
 
+        learner, ways = trainer.learner, max(settings.tasks.ways)
+        check_plugins(settings.model, data.image_shape, learner.backbone.features, ways)
         try_out(trainer, console)
         return
     run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, group, stack)

@@ -1,0 +1,3 @@
+"""The version of the contract between hidra and its plugins."""
+
+API_VERSION = 1
