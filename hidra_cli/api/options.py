@@ -19,7 +19,7 @@ def literal_choice(annotation: Any, value: Any) -> Any:
     return next((c for c in choices if isinstance(value, str) and str(c) == value), value)
 
 
-def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+def plugin_options(label: str, known: list[Option], assigned: Mapping[str, Any]) -> dict[str, Any]:
     """Check options against a plugin's signature and convert them to their declared types.
 
     Raises:
@@ -27,7 +27,7 @@ def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) ->
     """
     by_name = {option.name: option for option in known}
     problems, values = [], {}
-    for name, value in given.items():
+    for name, value in assigned.items():
         option = by_name.get(name)
         if option is None:
             problems.append(f"{name}: unknown option. {nearest(name, by_name)}".strip())
@@ -48,7 +48,7 @@ def plugin_options(label: str, known: list[Option], given: Mapping[str, Any]) ->
             problems.append(f"{name}={value}: {exc.errors()[0]['msg']}")
         except ValueError as exc:
             problems.append(f"{name}: {exc}")
-    problems += [f"{o.name}: must be given" for o in known if o.required and o.name not in given]
+    problems += [f"{o.name}: must be given" for o in known if o.required and o.name not in assigned]
     if problems:
         raise UsageError(
             f"the options of {label} are wrong",
@@ -93,15 +93,15 @@ class Option:
 
 def options(component: type[Any]) -> list[Option]:
     """The options of a plugin class: the keyword-only arguments of its `__init__`."""
-    found = []
+    declared = []
     for parameter in inspect.signature(component).parameters.values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
         annotation, text = _split_annotated(_hint(component, parameter))
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
-        found.append(Option(parameter.name, annotation, default, required, text))
-    return found
+        declared.append(Option(parameter.name, annotation, default, required, text))
+    return declared
 
 
 def _hint(component: type[Any], parameter: inspect.Parameter) -> Any:

@@ -81,24 +81,24 @@ def _plugins(kind: str) -> list[Offer]:
     """Names; where two distributions share one, with the distribution."""
     from hidra_cli.api.registry import KINDS, plugins
 
-    found = [plugin for known in KINDS if known == kind for plugin in plugins(known)]
-    shared = Counter(plugin.name for plugin in found)
+    offered = [plugin for known in KINDS if known == kind for plugin in plugins(known)]
+    shared = Counter(plugin.name for plugin in offered)
     return [
         (
             p.name if shared[p.name] == 1 else f"{p.distribution}:{p.name}",
             f"{p.distribution} {p.version}",
         )
-        for p in found
+        for p in offered
     ]
 
 
 def _runs(ctx: typer.Context) -> list[Path]:
     from hidra_cli.runs.locate import runs_dir_of
 
-    given = ctx.params.get("runs_dir")
-    place = runs_dir_of(Path(given) if given else None)
-    found = [path.parent for path in place.glob("*/config.toml")]
-    return sorted(path for path in found if not path.name.startswith("."))
+    typed = ctx.params.get("runs_dir")
+    place = runs_dir_of(Path(typed) if typed else None)
+    runs = [path.parent for path in place.glob("*/config.toml")]
+    return sorted(path for path in runs if not path.name.startswith("."))
 
 
 def complete(app: Callable[[], object]) -> NoReturn:

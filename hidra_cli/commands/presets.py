@@ -23,9 +23,9 @@ def list_presets(console: Console) -> None:
     """
     from hidra_cli.settings.presets import preset_names, preset_text, summary_of
 
-    found = [(name, summary_of(preset_text(name))) for name in preset_names()]
-    console.table("Presets", ["name", "what"], found, left=2)
-    console.result({"presets": [{"name": name, "summary": what} for name, what in found]})
+    presets = [(name, summary_of(preset_text(name))) for name in preset_names()]
+    console.table("Presets", ["name", "what"], presets, left=2)
+    console.result({"presets": [{"name": name, "summary": what} for name, what in presets]})
 
 
 @app.command("show")

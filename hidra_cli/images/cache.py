@@ -15,13 +15,13 @@ from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.errors import UsageError
 
 
-def cache_dir(chosen: Path | None = None) -> Path:
+def cache_dir(folder: Path | None = None) -> Path:
     """`--cache-dir` > HIDRA_CACHE_DIR > HIDRA_HOME > XDG_CACHE_HOME/hidra > ~/.cache/hidra.
 
     Raises:
         UsageError: the place is no path that can be.
     """
-    place = chosen or _from_environment()
+    place = folder or _from_environment()
     try:
         place = place.expanduser()
         place.exists()

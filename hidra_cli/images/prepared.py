@@ -111,13 +111,13 @@ class PreparedImages:
 
     def table(self, split: Split) -> ClassTable:
         """The classes of one split, in file order."""
-        chosen = np.flatnonzero(self.splits == SPLITS.index(split))
+        rows = np.flatnonzero(self.splits == SPLITS.index(split))
         return ClassTable(
             self.dataset,
             split,
-            tuple(self.names[i] for i in chosen),
-            self.offsets[chosen],
-            self.offsets[chosen + 1] - self.offsets[chosen],
+            tuple(self.names[i] for i in rows),
+            self.offsets[rows],
+            self.offsets[rows + 1] - self.offsets[rows],
         )
 
     def gather(self, indices: Int64) -> torch.Tensor:
@@ -129,11 +129,11 @@ class PreparedImages:
             there = torch.from_numpy(flat).to(self.images.device)
             return self.images[there].reshape(*indices.shape, *self.images.shape[1:])
         if isinstance(self.images, np.ndarray):
-            found = self.images[flat]
+            images = self.images[flat]
         else:  # HDF5 wants increasing, distinct indices
             distinct, back = np.unique(flat, return_inverse=True)
-            found = self.images[distinct][back]
-        return torch.from_numpy(found).reshape(*indices.shape, *self.images.shape[1:])
+            images = self.images[distinct][back]
+        return torch.from_numpy(images).reshape(*indices.shape, *self.images.shape[1:])
 
 
 def open_store(
@@ -166,10 +166,10 @@ def open_store(
         check_seal(path)
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(h5py.File(path, "r"))
-            found = _checked(file, path, load, table)
-            if not isinstance(found.images, np.ndarray):
+            images = _checked(file, path, load, table)
+            if not isinstance(images.images, np.ndarray):
                 stack.pop_all()  # images are read from the open file
-            return found
+            return images
     except DataError:
         raise
     # What h5py, numpy and json raise on tables of other kinds or sizes than ours.

@@ -23,7 +23,7 @@ def join(
 
     rank = this_rank()
     several = rank.size > 1
-    chosen = resolve_device(device, rank.local_rank if several else None)
+    place = resolve_device(device, rank.local_rank if several else None)
     if several:
         console.note(f"{rank.size} processes share the tasks; waiting until all are there")
-    return chosen, stack.enter_context(joined(rank, chosen))
+    return place, stack.enter_context(joined(rank, place))

@@ -185,8 +185,8 @@ def _difference(
     expected = [classifier.probabilities(images) for images in batches]
     try:
         run = _onnx_runner(content) if form == "onnx" else _pt2_runner(content)
-        found = [run(images) for images in batches]
-        gaps = [f - e for f, e in zip(found, expected, strict=True)]
+        actual = [run(images) for images in batches]
+        gaps = [f - e for f, e in zip(actual, expected, strict=True)]
     except Exception as exc:
         raise RunError(
             "the exported program does not run as the classifier does",
@@ -323,8 +323,8 @@ def _images(classifier: Classifier, checkpoint: Checkpoint, count: int) -> Tenso
     images = torch.rand(count, *classifier.preprocessing.image_shape, generator=generator)
     kept = checkpoint.part("support").get("images", torch.empty(0))
     if kept.shape[1:] == images.shape[1:]:
-        chosen = torch.randperm(len(kept), generator=generator)[: count // 2]
-        images[: len(chosen)] = kept[chosen].float().div(255)
+        places = torch.randperm(len(kept), generator=generator)[: count // 2]
+        images[: len(places)] = kept[places].float().div(255)
     return images[torch.randperm(count, generator=generator)]
 
 

@@ -194,31 +194,31 @@ def _duration(seconds: float) -> str:
 
 
 def _settings(report: Report) -> Table | None:
-    found = {
+    settings = {
         name: {key: clipped(value) for key, value, _ in facts.settings.rows()}
         for name, facts in zip(report.names, report.runs, strict=True)
         if facts.settings is not None
     }
-    return _per_run("settings", found)
+    return _per_run("settings", settings)
 
 
 def _environments(report: Report) -> Table | None:
-    found = {
+    entries = {
         name: _environment(facts.environment)
         for name, facts in zip(report.names, report.runs, strict=True)
         if facts.environment
     }
-    return _per_run("entries", found)
+    return _per_run("entries", entries)
 
 
 def _yes_or_no(value: bool | None) -> str:
     return "" if value is None else ("no", "yes")[value]
 
 
-def _per_run(what: str, found: Mapping[str, Mapping[str, str]]) -> Table | None:
+def _per_run(what: str, by_run: Mapping[str, Mapping[str, str]]) -> Table | None:
     """Keys, and the value that each run has for them; those that differ are marked."""
-    keys = list(dict.fromkeys(key for rows in found.values() for key in rows))
-    values = [[rows.get(key, "–") for rows in found.values()] for key in keys]
+    keys = list(dict.fromkeys(key for rows in by_run.values() for key in rows))
+    values = [[rows.get(key, "–") for rows in by_run.values()] for key in keys]
     marked = [number for number, row in enumerate(values) if len(set(row)) > 1]
     rows = [
         [f"≠ {key}" if number in marked else key, *values[number]]
@@ -226,9 +226,9 @@ def _per_run(what: str, found: Mapping[str, Mapping[str, str]]) -> Table | None:
     ]
     if not rows:
         return None
-    several = len(found) > 1
+    several = len(by_run) > 1
     caption = f"All {len(rows)} {what}" + (f"; ≠ marks the {len(marked)} that differ" * several)
-    columns = ["", *(found if several else ["value"])]
+    columns = ["", *(by_run if several else ["value"])]
     return Table(caption, columns, rows, left=len(columns), marked=marked)
 
 

@@ -125,14 +125,14 @@ def _settings(run: RunDir, notes: list[str]) -> Resolved | None:
         notes.append("There is no config.toml: the settings are left out.")
         return None
     try:
-        found = resolve({}, environ={}, config=run.config)
+        resolved = resolve({}, environ={}, config=run.config)
     except HidraError as exc:
         notes.append(f"The settings are left out: config.toml cannot be used. {exc.why}")
         return None
-    if not found.origins:  # all would be defaults, not what the run was made with
+    if not resolved.origins:  # all would be defaults, not what the run was made with
         notes.append("The settings are left out: config.toml is empty.")
         return None
-    return found
+    return resolved
 
 
 def read_metrics(run: RunDir, notes: list[str], objective: Objective = CLASSIFICATION) -> Metrics:
@@ -211,9 +211,9 @@ def _accuracy(best: ValidationRecord) -> ValidationRecord | None:
     return best if best.metric == CLASSIFICATION.key else None
 
 
-def _rows(found: Sequence[ScoreRecord], where: str, notes: list[str]) -> list[ScoreRecord]:
-    rows = [row for row in found if row.metric == CLASSIFICATION.key]
-    if len(rows) < len(found):
+def _rows(records: Sequence[ScoreRecord], where: str, notes: list[str]) -> list[ScoreRecord]:
+    rows = [row for row in records if row.metric == CLASSIFICATION.key]
+    if len(rows) < len(records):
         notes.append(f"{where} has mean squared errors, which this page does not show.")
     if len(rows) > MOST_ROWS:
         notes.append(f"{where} has more than {MOST_ROWS} test results: the others are left out.")
@@ -232,14 +232,14 @@ def _tested(result: RunResult, settings: Settings | None, notes: list[str]) -> M
         return None
     if settings is None:
         return Measurement(protocol(rows, split="test"), rows)
-    told = protocol(
+    text = protocol(
         rows,
         split="test",
         dataset=clipped(settings.dataset.name),
         queries=settings.tasks.queries,
         seed=settings.run.seed,
     )
-    return Measurement(told, rows)
+    return Measurement(text, rows)
 
 
 def _evaluations(run: RunDir, notes: list[str]) -> list[Measurement]:
@@ -255,14 +255,14 @@ def _evaluations(run: RunDir, notes: list[str]) -> list[Measurement]:
         where = f"evaluations/{path.parent.name}/result.json"
         result = _record(path, EvaluationResult, where, notes)
         if result is not None and (rows := _rows(result.results, where, notes)):
-            told = protocol(
+            text = protocol(
                 rows,
                 split=result.split,
                 dataset=clipped(result.dataset),
                 queries=result.queries,
                 seed=result.seed,
             )
-            measured.append(Measurement(told, rows))
+            measured.append(Measurement(text, rows))
     return measured
 
 
@@ -279,14 +279,14 @@ def protocol(
     modes = ", ".join(sorted({row.normalization for row in rows} - {"–"})) or "no"
     images = f"{_numbers(row.shots for row in rows)} support"
     images += f" and {queries} query" if queries is not None else ""
-    told = [
+    parts = [
         f"{_numbers(row.episodes for row in rows)} episodes of the {split} split"
         + (f" of {dataset}" if dataset else ""),
         f"{images} images per class",
         f"{modes} normalization",
     ]
-    told += [f"episodes of seed {seed}"] if seed is not None else []
-    return ", ".join(told) + "."
+    parts += [f"episodes of seed {seed}"] if seed is not None else []
+    return ", ".join(parts) + "."
 
 
 def _numbers(values: Iterable[int]) -> str:

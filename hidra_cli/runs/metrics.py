@@ -167,16 +167,16 @@ class NoMetrics(MetricsFile):
 
 def _rows(path: Path, columns: Sequence[str], last: int) -> list[dict[str, str]]:
     """The whole rows of iterations 1 to `last`, each once and in order."""
-    found: dict[int, dict[str, str]] = {}
+    rows: dict[int, dict[str, str]] = {}
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             for row in csv.DictReader(file):
                 number = row.get(columns[0]) or ""
                 whole = set(row) == set(columns) and None not in row.values()
                 if whole and re.fullmatch(r"[0-9]{1,18}", number) and 1 <= int(number) <= last:
-                    found[int(number)] = row
+                    rows[int(number)] = row
     except (FileNotFoundError, csv.Error):
         pass
     except OSError as exc:
         raise DataError(f"{path} cannot be read", why=str(exc), fix="make it readable") from exc
-    return [found[number] for number in sorted(found)]
+    return [rows[number] for number in sorted(rows)]

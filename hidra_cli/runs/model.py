@@ -119,7 +119,7 @@ def inner_loop(settings: Settings) -> InnerLoop:
 
 
 def load_model(
-    chosen: Path,
+    source: Path,
     device: torch.device,
     *,
     steps: int | None = None,
@@ -128,7 +128,7 @@ def load_model(
     """Restore the model of a run directory (its best checkpoint) or of a checkpoint file.
 
     Args:
-        chosen: the run directory or file.
+        source: the run directory or file.
         device: where its weights go.
         steps: inner steps, instead of the run's own.
         normalization: where statistics come from, instead of the run's own mode.
@@ -139,7 +139,7 @@ def load_model(
         PluginError: a plugin it needs is missing; names the package.
         RunError: the weights do not fit.
     """
-    path = find_checkpoint(chosen)
+    path = find_checkpoint(source)
     checkpoint = load_checkpoint(path)
     meta = checkpoint.model_meta
     settings = meta.settings
@@ -151,7 +151,7 @@ def load_model(
     of_run = path.parent.name == "checkpoints"
     name = f"{path.parents[1].name}/{path.stem}" if of_run else path.stem
     return TrainedModel(
-        name=chosen.name if chosen.is_dir() else name,
+        name=source.name if source.is_dir() else name,
         path=path,
         settings=settings,
         learner=learner.to(device),
@@ -203,13 +203,13 @@ def restore_learner(checkpoint: Checkpoint, meta: ModelMeta, settings: Settings)
     return learner
 
 
-def begin_with(learner: Learner, settings: Settings, chosen: Path) -> StartRecord:
+def begin_with(learner: Learner, settings: Settings, source: Path) -> StartRecord:
     """Give a new learner the weights of a trained model, learned rates among them.
 
     Args:
         learner: as `settings` build it, on the CPU.
         settings: of the run that begins.
-        chosen: a run directory, a checkpoint, or the name of a model that ships with hidra.
+        source: a run directory, a checkpoint, or the name of a model that ships with hidra.
 
     Returns:
         Which checkpoint it was.
@@ -218,7 +218,7 @@ def begin_with(learner: Learner, settings: Settings, chosen: Path) -> StartRecor
         DataError: there is no such checkpoint, or it is damaged.
         UsageError: it is another model; names each setting that differs.
     """
-    checkpoint = load_checkpoint(find_checkpoint(chosen))
+    checkpoint = load_checkpoint(find_checkpoint(source))
     meta = checkpoint.model_meta
     require_plugins(checkpoint.path, meta)
     weights = checkpoint.part("model")

@@ -92,11 +92,11 @@ def compare(
     if references is None:
         names = list(dict.fromkeys(cell.contender for cell in cells))
         references = dict.fromkeys(names[1:], names[0] if names else "")
-    found = {(c.contender, c.ways, c.shots): c for c in cells}
+    by_shape = {(c.contender, c.ways, c.shots): c for c in cells}
     rows = []
     for cell in cells:
         minus = references.get(cell.contender, "")
-        reference = found.get((minus, cell.ways, cell.shots))
+        reference = by_shape.get((minus, cell.ways, cell.shots))
         if reference is None:
             continue
         mean, half = interval(cell.final - reference.final)
@@ -119,13 +119,13 @@ def read_episodes(path: Path) -> list[Cell]:
     Raises:
         DataError: the file is missing or not of that form.
     """
-    found: dict[tuple[str, str, int, int, Objective], list[float]] = {}
+    scores: dict[tuple[str, str, int, int, Objective], list[float]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 shape, objective = (int(row["ways"]), int(row["shots"])), OBJECTIVES[row["metric"]]
                 key = row["model"], row["normalization"], *shape, objective
-                found.setdefault(key, []).append(float(row["score"]))
+                scores.setdefault(key, []).append(float(row["score"]))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as exc:
         raise DataError(
             f"{path} is no list of episodes",
@@ -134,7 +134,7 @@ def read_episodes(path: Path) -> list[Cell]:
         ) from exc
     return [
         Cell(model, normalization, ways, shots, np.array(values)[:, None], objective)
-        for (model, normalization, ways, shots, objective), values in found.items()
+        for (model, normalization, ways, shots, objective), values in scores.items()
     ]
 
 

@@ -130,7 +130,7 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
     Raises:
         UsageError: a string is not of that form.
     """
-    found = {}
+    values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (equals and name.strip()):
@@ -139,8 +139,8 @@ def parse_assignments(pairs: Iterable[str], flag: str) -> dict[str, str]:
                 why="it has no name or no '='",
                 fix=f"write {flag} name=value",
             )
-        found[name.strip()] = value.strip()
-    return found
+        values[name.strip()] = value.strip()
+    return values
 
 
 def another_dataset(
@@ -199,9 +199,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def _describe(error: Any, origins: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in error["loc"][:2])
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict) else f" = {error['input']}"
+    value = "" if isinstance(error["input"], dict) else f" = {error['input']}"
     origin = f" ({origins[key]})" if key in origins else ""
-    return f"{key}{given}{origin}: {message}"
+    return f"{key}{value}{origin}: {message}"
 
 
 def _read(path: Path) -> str:
@@ -217,9 +217,9 @@ def _read(path: Path) -> str:
 
 def _parse_toml(text: str, origin: str) -> dict[str, Any]:
     try:
-        found = tomllib.loads(text)
-        check_storable(found)
-        return found
+        tables = tomllib.loads(text)
+        check_storable(tables)
+        return tables
     except (ValueError, RecursionError) as exc:  # also numbers and nesting that are far too large
         raise UsageError(f"{origin} is not valid TOML", why=str(exc)) from exc
 

@@ -50,16 +50,16 @@ def this_rank(environ: Mapping[str, str] = os.environ) -> Rank:
     names = ("RANK", "WORLD_SIZE")
     if not all(environ.get(name) for name in (*names, *_MEETING_PLACE)):
         return Rank()
-    given = {name: environ.get(name, "0") for name in (*names, "LOCAL_RANK")}
+    variables = {name: environ.get(name, "0") for name in (*names, "LOCAL_RANK")}
     try:
-        rank, size, local_rank = map(int, given.values())
+        rank, size, local_rank = map(int, variables.values())
         if not 0 <= rank < size or local_rank < 0:
             raise ValueError("a rank is one of 0 to WORLD_SIZE − 1")
     except ValueError as exc:
-        told = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        text = ", ".join(f"{name}={value!r}" for name, value in variables.items())
         raise UsageError(
             "the environment does not say which process this is",
-            why=f"{told}: {exc}",
+            why=f"{text}: {exc}",
             fix="start it with torchrun, or unset these variables",
         ) from exc
     return Rank(rank, size, local_rank) if size > 1 else Rank()

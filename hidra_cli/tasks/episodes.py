@@ -88,7 +88,7 @@ class EpisodeSampler:
         return draw_shape(self._shape_key, meta_batch, self.ways, self.shots)
 
     def indices(self, episodes: Sequence[int], shape: TaskShape) -> EpisodeIndices:
-        """Choose classes and images for some episodes, given by their indices in the stream."""
+        """Choose classes and images for some episodes, by their indices in the stream."""
         ways, shots = shape
         needed = shots + self.queries
         most = int(self.table.counts.max())
@@ -102,11 +102,11 @@ class EpisodeSampler:
         keys = raw[:, classes_in_split:].reshape(len(episodes), ways, most)
         beyond = np.arange(most) >= self.table.counts[classes][..., None]
         keys = np.where(beyond, _LAST, keys)
-        chosen = _smallest(keys, needed) + self.table.first[classes][..., None]
+        images = _smallest(keys, needed) + self.table.first[classes][..., None]
         return EpisodeIndices(
             classes,
-            chosen[..., :shots].reshape(len(episodes), -1),
-            chosen[..., shots:].reshape(len(episodes), -1),
+            images[..., :shots].reshape(len(episodes), -1),
+            images[..., shots:].reshape(len(episodes), -1),
             tuple(stream_key(self.seed, "head", self.table.split, e) for e in episodes),
         )
 
@@ -115,8 +115,8 @@ class EpisodeSampler:
         assert self._groups is not None
         sizes = np.bincount(self._groups)
         keys = np.stack([draw(self._group_key, episode, len(sizes)) for episode in episodes])
-        chosen = np.where(sizes < ways, _LAST, keys).argmin(axis=1)
-        outside: np.ndarray[Any, np.dtype[np.bool_]] = self._groups != chosen[:, None]
+        group = np.where(sizes < ways, _LAST, keys).argmin(axis=1)
+        outside: np.ndarray[Any, np.dtype[np.bool_]] = self._groups != group[:, None]
         return outside
 
 
@@ -178,9 +178,9 @@ def draw_shape(key: int, meta_batch: int, ways: Sequence[int], shots: Sequence[i
 
 def _smallest(keys: npt.NDArray[np.uint64], number: int) -> Int64:
     """Where the smallest keys of each row (…, n) are, the smallest first: (…, number)."""
-    found = np.argpartition(keys, number - 1, axis=-1)[..., :number]
-    order = np.argsort(np.take_along_axis(keys, found, axis=-1), axis=-1)
-    return np.take_along_axis(found, order, axis=-1)
+    smallest = np.argpartition(keys, number - 1, axis=-1)[..., :number]
+    order = np.argsort(np.take_along_axis(keys, smallest, axis=-1), axis=-1)
+    return np.take_along_axis(smallest, order, axis=-1)
 
 
 def draw(key: int, counter: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

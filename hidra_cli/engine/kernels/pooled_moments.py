@@ -26,11 +26,11 @@ _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled functions; None where the package was installed without a C++ compiler."""
-    found = importlib.util.find_spec("hidra_cli.engine.kernels._kernels")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("hidra_cli.engine.kernels._kernels")
+    if spec is None or spec.origin is None:
         return None
     try:
-        return ctypes.CDLL(found.origin)
+        return ctypes.CDLL(spec.origin)
     except OSError:  # of another machine or compiler
         return None
 
@@ -110,8 +110,8 @@ class _Backward(torch.autograd.Function):
     ) -> Tensor:
         to_mean, to_variance = to_mean.contiguous(), to_variance.contiguous()
         dx = torch.empty_like(x)
-        given = [x, mean, choice]
-        _call("backward", x, given, rows, [to_mean, to_variance, _channels_last(to_pooled), dx])
+        inputs = [x, mean, choice]
+        _call("backward", x, inputs, rows, [to_mean, to_variance, _channels_last(to_pooled), dx])
         ctx.rows = rows
         ctx.save_for_backward(x, mean, choice, to_variance)
         return dx
@@ -124,17 +124,17 @@ class _Backward(torch.autograd.Function):
         by_mean, by_to_mean, by_to_variance = (torch.empty_like(mean) for _ in range(3))
         by_to_pooled = _like(x, choice.shape)
         results = [by_x, by_mean, by_to_mean, by_to_variance, by_to_pooled]
-        given = [x, mean, choice]
-        _call("twice", x, given, ctx.rows, [to_variance, _channels_last(v), *results])
+        inputs = [x, mean, choice]
+        _call("twice", x, inputs, ctx.rows, [to_variance, _channels_last(v), *results])
         return by_x, by_mean, None, by_to_mean, by_to_variance, by_to_pooled, None
 
 
-def _call(what: str, x: Tensor, given: list[Tensor], rows: int, more: list[Tensor]) -> None:
+def _call(what: str, x: Tensor, inputs: list[Tensor], rows: int, more: list[Tensor]) -> None:
     library = _library()
     assert library is not None  # can_pool
     n, c, h, w = x.shape
     sizes = [ctypes.c_int64(size) for size in (n, h, w, c, rows)]
-    places = [[ctypes.c_void_p(t.data_ptr()) for t in tensors] for tensors in (given, more)]
+    places = [[ctypes.c_void_p(t.data_ptr()) for t in tensors] for tensors in (inputs, more)]
     library[f"hidra_{what}_{_DTYPES[x.dtype]}"](*places[0], *sizes, *places[1])
 
 

@@ -52,8 +52,8 @@ def outer_gradients(
     if recompute:
         return result(*_recomputed(learner, task, inner, parameters, of), task)
     outer, last, logits = outer_loss(learner, task, inner)
-    found = torch.autograd.grad(outer / of, parameters, allow_unused=True)
-    return result(found, last, logits, task)
+    gradients = torch.autograd.grad(outer / of, parameters, allow_unused=True)
+    return result(gradients, last, logits, task)
 
 
 def result(
@@ -78,13 +78,13 @@ def _recomputed(
     adjoint: list[Tensor | None] = [None] * len(_tensors(path[-1]))
     total: list[Tensor | None] = [None] * len(parameters)
 
-    def back(outputs: list[Tensor], weights: Weights, given: list[Tensor | None]) -> None:
-        """(∂outputs/∂φ)ᵀ given → adjoint, and the same by the meta-parameters → total."""
+    def back(outputs: list[Tensor], weights: Weights, cotangents: list[Tensor | None]) -> None:
+        """(∂outputs/∂φ)ᵀ cotangents → adjoint, and the same by the meta-parameters → total."""
         nonlocal adjoint
         inputs = _tensors(weights)
-        found = products(outputs, [*inputs, *parameters], given)
-        adjoint = added(adjoint, found[: len(inputs)])
-        total[:] = added(total, found[len(inputs) :])
+        gradients = products(outputs, [*inputs, *parameters], cotangents)
+        adjoint = added(adjoint, gradients[: len(inputs)])
+        total[:] = added(total, gradients[len(inputs) :])
 
     for step in reversed(range(len(path))):
         weights = path[step]
@@ -95,9 +95,9 @@ def _recomputed(
                 last, last_logits = loss.detach(), logits.detach()
             back([share * loss / of], weights, [torch.ones_like(loss)])
         if step:
-            given, adjoint = adjoint, [None] * len(adjoint)
+            cotangents, adjoint = adjoint, [None] * len(adjoint)
             after = descend(learner, path[step - 1], task, inner, step - 1, meta=True)
-            back(_tensors(after), path[step - 1], given)
+            back(_tensors(after), path[step - 1], cotangents)
     start = learner.initial_weights(task)
     total = added(total, products(_tensors(start), parameters, adjoint))
     return total, last, last_logits
@@ -108,15 +108,15 @@ def _tensors(weights: Weights) -> list[Tensor]:
 
 
 def products(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], given: Sequence[Tensor | None]
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """Vector-Jacobian products of those outputs that have a vector and a history, by each input."""
-    pairs = [(o, v) for o, v in zip(outputs, given, strict=True) if v is not None]
+    pairs = [(o, v) for o, v in zip(outputs, cotangents, strict=True) if v is not None]
     pairs = [(o, v) for o, v in pairs if o.requires_grad]
     if not pairs:
         return [None] * len(inputs)
-    chosen, vectors = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(chosen, inputs, vectors, allow_unused=True))
+    with_cotangent, vectors = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(with_cotangent, inputs, vectors, allow_unused=True))
 
 
 def added(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -140,16 +140,16 @@ def trainings(study: Study) -> Iterator[Training]:
     for seed in study.seeds:
         for name, model in study.models.items():
             ways = model.ways or study.evaluation.ways
-            for chosen in [(n,) for n in ways] if model.per_way else [ways]:
+            for tested in [(n,) for n in ways] if model.per_way else [ways]:
                 settings = flatten(study.settings)
                 lay_over(settings, flatten(model.settings))
                 settings["run.seed"] = seed
                 if model.per_way:
-                    settings["tasks.ways"] = chosen[0]
+                    settings["tasks.ways"] = tested[0]
                 resolved = resolve(settings, preset=study.preset, environ={})
-                suffix = f"-{chosen[0]}w" if model.per_way else ""
+                suffix = f"-{tested[0]}w" if model.per_way else ""
                 run = f"{name}{suffix}-seed{seed}"
-                yield Training(run, name, seed, nest(settings), resolved, chosen)
+                yield Training(run, name, seed, nest(settings), resolved, tested)
 
 
 def evaluate_flags(study: Study, training: Training) -> list[str]:

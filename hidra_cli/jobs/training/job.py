@@ -225,7 +225,7 @@ def _test(
     trainer.group.wait()  # until the first process has written that model
     model = load_model(run.path, trainer.device)
     episodes = settings.outer.test_episodes
-    found = evaluate_plan(
+    cells = evaluate_plan(
         [(model, ways) for ways in sampler.ways],
         sampler,
         episodes=episodes,
@@ -233,7 +233,7 @@ def _test(
         every_step=False,
         group=trainer.group,
     )
-    rows = tuple(cell.record() for cell in found)
+    rows = tuple(cell.record() for cell in cells)
     chance = objective is CLASSIFICATION
     console.table(
         f"Test {objective.metric} of {settings.model.head} on {trainer.data.dataset}, "

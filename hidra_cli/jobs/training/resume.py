@@ -91,8 +91,8 @@ def newest_checkpoint(run: RunDir) -> tuple[Checkpoint | None, str]:
         except DataError as error:
             damage.append(error)
             continue
-        told = "; ".join(f"{error.what} ({error.why})" for error in damage)
-        return checkpoint, f"{told}; going on from {path.name}" if told else ""
+        reasons = "; ".join(f"{error.what} ({error.why})" for error in damage)
+        return checkpoint, f"{reasons}; going on from {path.name}" if reasons else ""
     if damage:
         raise damage[0]
     return None, ""
@@ -128,7 +128,7 @@ def _changed_plugins(checkpoint: Checkpoint, settings: Settings) -> list[str]:
 
 
 def _resumed(
-    chosen: str,
+    run_name: str,
     runs_dir: Path,
     flags: Mapping[str, Any],
     config: Path | None,
@@ -148,7 +148,7 @@ def _resumed(
             why="a resumed run keeps its directory",
             fix="leave --name out",
         )
-    run = run_to_resume(chosen, runs_dir)
+    run = run_to_resume(run_name, runs_dir)
     if owner is not None:
         owner.enter_context(owning(run))
     return resume(run, flags, config=config, preset=preset)
