@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated
 
@@ -28,7 +29,7 @@ from hidra_cli.commands import (
     report,
     study,
 )
-from hidra_cli.errors import EXIT_FAILED, HidraError, PluginError
+from hidra_cli.errors import EXIT_FAILED, HidraError, PluginError, UsageError
 
 app = typer.Typer(
     name="hidra",
@@ -78,6 +79,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters like →
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_no_empty_value(sys.argv[1:])
         app()
     except HidraError as exc:
         _fail(str(exc), exc.code, debug)
@@ -101,6 +103,18 @@ def main() -> None:
             EXIT_FAILED,
             debug,
         )
+
+
+def _check_no_empty_value(arguments: Sequence[str]) -> None:
+    """Refuse `--support ""`: as a path it would be the current folder."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag, _, value = argument.partition("=")
+        if not argument or (flag.startswith("--") and "=" in argument and not value):
+            raise UsageError(
+                f"{before if not argument else flag} has an empty value".strip(),
+                why="it may come from a shell variable that is not set",
+                fix='write the value, or leave the flag out; "." is the current folder',
+            )
 
 
 class _Terminated(SystemExit):

@@ -190,7 +190,7 @@ def class_folders(
             continue
         if entry.is_symlink():
             _check_no_loop(Path(entry.path))
-        safe_parts(entry.name, parent)
+        _check_class_name(entry)
         inside: Counter[str] = Counter()
         images = images_below(Path(entry.path), inside)
         if not images and not may_be_empty:
@@ -203,6 +203,17 @@ def class_folders(
             left_out.update(inside)
         classes.setdefault(as_seen(entry.name), []).extend(images)
     return classes
+
+
+def _check_class_name(entry: os.DirEntry[str]) -> None:
+    try:
+        safe_parts(entry.name, Path(entry.path).parent)
+    except DataError as error:
+        raise DataError(
+            f"the class folder {shown(entry.path)} has a name that cannot be used",
+            why=error.why,
+            fix="rename it: letters, digits, spaces and signs that can be printed",
+        ) from error
 
 
 def as_seen(name: str) -> str:

@@ -90,6 +90,9 @@ def adapt(
     value_range: picture_flags.ValueRange = None,
     max_pixels: picture_flags.MaxPixels = None,
     skip_broken: picture_flags.SkipBroken = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the classifier that is in --out.")
+    ] = False,
     queries: Annotated[
         int, typer.Option(help="Query images per class.", min=1, rich_help_panel=_DRAWN)
     ] = 15,
@@ -144,7 +147,7 @@ def adapt(
 
     where = resolve_device(device or "auto")
     checkpoint = None if checkpoint is None else named_model(checkpoint, runs_dir)
-    request = AdaptRequest(where, ways, shots, steps, out, keep=not forget)
+    request = AdaptRequest(where, ways, shots, steps, out, keep=not forget, force=force)
     reading: dict[str, object] = {
         "--fit": fit,
         "--background": background,

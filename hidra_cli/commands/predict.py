@@ -24,7 +24,7 @@ def predict(
         Format, typer.Option("--format", help="Of what is printed: table, csv or jsonl.")
     ] = "table",
     out: Annotated[
-        Path | None, typer.Option(help="Write it into this file (as csv, or jsonl) instead.")
+        Path | None, typer.Option(help="Write it into this file instead: .csv or .jsonl.")
     ] = None,
     gallery: Annotated[
         Path | None, typer.Option(help="Also draw the first pictures and their labels: a PNG.")
@@ -62,8 +62,19 @@ def predict(
     from hidra_cli.engine.devices import resolve_device
     from hidra_cli.jobs.classifier import load_classifier
     from hidra_cli.jobs.predict import predict_pictures
-    from hidra_cli.reports.predictions import show_notes, write_gallery, write_predictions
+    from hidra_cli.reports.predictions import (
+        format_of,
+        show_notes,
+        write_gallery,
+        write_predictions,
+    )
+    from hidra_cli.system.files import check_file
 
+    if out is not None:
+        check_file(out, "--out")
+        form = format_of(out, form)
+    if gallery is not None:
+        check_file(gallery, "--gallery", ".png")
     loaded = load_classifier(classifier, resolve_device(device or "auto"))
     result = predict_pictures(
         loaded,

@@ -89,8 +89,16 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+# What meta-training can do about memory.
+_LESS_MEMORY = (
+    "--graphs recompute (memory grows with steps only at order 2), --order 1 or fewer --steps; "
+    "--micro-batch 1 or --strategy loop (fewer tasks at once); or lower --ways, --queries or "
+    "--bb-opt filters=…"
+)
+
+
 @contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(fix: str = _LESS_MEMORY) -> Iterator[None]:
     """Tell an exhausted device or host memory with the settings that help.
 
     Raises:
@@ -99,18 +107,16 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as exc:
-        raise _out_of_memory(exc) from exc
+        raise _out_of_memory(exc, fix) from exc
     except RuntimeError as exc:
         if "can't allocate memory" not in str(exc):
             raise
-        raise _out_of_memory(exc) from exc
+        raise _out_of_memory(exc, fix) from exc
 
 
-def _out_of_memory(exc: BaseException) -> DeviceError:
+def _out_of_memory(exc: BaseException, fix: str) -> DeviceError:
     return DeviceError(
         "out of memory",
         why=str(exc).split("\n")[0] or "the host has no memory left",
-        fix="--graphs recompute (memory grows with steps only at order 2), --order 1 or fewer "
-        "--steps; --micro-batch 1 or --strategy loop (fewer tasks at once); or lower --ways, "
-        "--queries or --bb-opt filters=…",
+        fix=fix,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,6 +127,7 @@ def _prepare_images(
     downloads = resolve_cache(cache_dir) / "downloads"
     if path.exists() and not force:
         if not is_stale(choice.dataset, choice.key, path, downloads):
+            _check_same_source(choice, path, downloads)
             return False
         console.note(f"{choice.source} has changed since it was prepared")
         force = True  # the folder need not be listed once more to find that out
@@ -147,6 +149,14 @@ def _prepare_images(
     return written
 
 
+def _check_same_source(choice: DatasetChoice, path: Path, downloads: Path) -> None:
+    from hidra_cli.images.prepare import check_source
+    from hidra_cli.images.prepared import open_store
+
+    with contextlib.closing(open_store(path, choice.plugin.name, load=False)) as images:
+        check_source(choice.dataset, choice.key, images, choice.source, downloads)
+
+
 def open_images(
     settings: DatasetSettings, cache_dir: Path | None, console: Console
 ) -> PreparedImages:
@@ -163,15 +173,17 @@ def open_images(
 
 
 def check_unchanged(choice: DatasetChoice, images: PreparedImages, cache_dir: Path | None) -> None:
-    """Refuse prepared images, or their features, of a folder that has other files now.
+    """Refuse prepared images, or their features, of other files than the source has now.
 
     Raises:
-        DataError: it has.
+        DataError: a folder has changed, or the images came from another source.
     """
     from hidra_cli.images.cache import cache_dir as resolve_cache
-    from hidra_cli.images.prepare import has_changed
+    from hidra_cli.images.prepare import check_source, has_changed
 
-    if has_changed(choice.dataset, choice.key, images, resolve_cache(cache_dir) / "downloads"):
+    downloads = resolve_cache(cache_dir) / "downloads"
+    check_source(choice.dataset, choice.key, images, choice.source, downloads)
+    if has_changed(choice.dataset, choice.key, images, downloads):
         raise DataError(
             f"{choice.source} has changed since it was prepared",
             why="files were added, removed or edited",

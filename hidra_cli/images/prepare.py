@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from hidra_cli import __version__
 from hidra_cli.api.contract import ContractError, Subject
 from hidra_cli.api.contract_data import check_is_class
-from hidra_cli.api.data import SPLITS, Dataset, ImageClass
+from hidra_cli.api.data import SPLITS, ArchiveMember, Dataset, ImageClass
 from hidra_cli.api.places import place_raised, summary
 from hidra_cli.api.preprocessing import preprocessing_of
 from hidra_cli.errors import DataError, HidraError, PluginError
@@ -27,6 +27,8 @@ from hidra_cli.images.writing import locked, write_beside
 from hidra_cli.system.console import Advance
 from hidra_cli.system.files import writing_to
 from hidra_cli.system.signals import StopRequest, stop_requests
+
+_OTHER_PLACE = "another place for prepared images (--cache-dir)"
 
 
 def prepare(
@@ -71,6 +73,7 @@ def prepare(
             return False
         classes = _checked_classes(dataset, key, downloads)
         attributes = _attributes(dataset, key, version, source)
+        attributes["contents"] = _contents(classes)
         if dataset.source_is_identity:
             attributes["listing"] = _listing(classes)
 
@@ -78,7 +81,7 @@ def prepare(
             _write(beside, dataset, classes, attributes, progress, workers, stop)
             open_store(beside, attributes["dataset"], load=False)
 
-        with writing_to(path), stop_requests() as stop:
+        with writing_to(path, _OTHER_PLACE), stop_requests() as stop:
             write_beside(path, write)
     stop.obey()
     return True
@@ -100,6 +103,48 @@ def has_changed(dataset: Dataset, key: StoreKey, images: PreparedImages, downloa
     if not dataset.source_is_identity:
         return False
     return images.attributes.get("listing") != _listing(_listed(dataset, key, downloads))
+
+
+def check_source(
+    dataset: Dataset, key: StoreKey, images: PreparedImages, source: Path | None, downloads: Path
+) -> None:
+    """Refuse prepared images that came from another source, which had other content.
+
+    Raises:
+        DataError: names both sources; or the new one cannot be read.
+    """
+    before = images.attributes.get("source", "")
+    if source is None or dataset.source_is_identity:
+        return
+    if before and Path(before).resolve() == source.resolve():
+        return
+    classes = _listed(dataset, key, downloads)
+    now = [(c.name, SPLITS.index(c.split), len(c.images)) for c in classes]
+    counts = np.diff(images.offsets).tolist()
+    same = now == list(zip(images.names, images.splits.tolist(), counts, strict=True))
+    if not same or images.attributes.get("contents") not in (None, _contents(classes)):
+        raise DataError(
+            f"{key.dataset} was prepared from {before or 'a download'}, not from {source}",
+            why="the two hold other images, and the prepared ones would be used",
+            fix=f"hidra prepare {key.dataset} --source {source} --force   (with the same "
+            f"--data-opt), or --source {before}",
+        )
+
+
+def _contents(classes: list[ImageClass]) -> str:
+    """A digest of the names and sizes of the files, wherever they lie."""
+    digest = hashlib.sha256()
+    for image_class in classes:
+        digest.update(f"{image_class.split}/{image_class.name}\n".encode())
+        for reference in image_class.images:
+            if isinstance(reference, Path):
+                name, size = reference.name, 0
+                with contextlib.suppress(OSError):  # decoding it will say so
+                    size = reference.stat().st_size
+                digest.update(os.fsencode(name) + f"\0{size}\n".encode())
+            elif isinstance(reference, ArchiveMember):
+                digest.update(PurePosixPath(reference.name).name.encode(errors="replace") + b"\n")
+    return digest.hexdigest()
 
 
 def _listing(classes: list[ImageClass]) -> str:

@@ -21,7 +21,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     # Released by the system when its process ends, so that no stale lock can be left.
     lock = FileLock(path.with_suffix(".lock"))
-    with writing_to(path):
+    with writing_to(path, "another place for prepared images (--cache-dir)"):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hidra_cli.engine.task_batch import Task
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.audit import Audit
 from hidra_cli.jobs.choose_model import ModelChoice, choose_model
-from hidra_cli.jobs.classifier import load_base, save_classifier
+from hidra_cli.jobs.classifier import (
+    CLASSIFIER_FILE,
+    check_no_classifier,
+    load_base,
+    save_classifier,
+)
 from hidra_cli.jobs.one_task import (
     Adapted,
     AdaptRequest,
@@ -55,6 +62,7 @@ class OwnAdaptation:
         queries: number of query pictures.
         audit: of the pictures.
         path: of the classifier.
+        other: the folder that the classifier would be in, where one was there already.
     """
 
     choice: ModelChoice | None
@@ -66,6 +74,7 @@ class OwnAdaptation:
     queries: int
     audit: Audit
     path: Path
+    other: Path | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -108,6 +117,8 @@ def adapt_pictures(
         NotFiniteError: the inner steps diverged.
         RunError: the classifier cannot be written.
     """
+    if request.out is not None:
+        check_no_classifier(request.out, force=request.force)
     kept = choice = None
     if pictures.base is not None:
         model, kept = load_base(pictures.base, request.device)
@@ -133,25 +144,37 @@ def adapt_pictures(
     task = own_task((features, data.labels), query, len(classes))
     adapted = adapt_task(model, task)
     check_finite(adapted)
-    if query is not None:
-        predicted = predictions(model, adapted.weights, task)
-        mistakes = Confusion("queries", confusion(query[1], predicted, classes))
-    elif held_out is not None:
-        table = confusion(held_out.labels, held_out.predictions, classes)
-        mistakes = Confusion("held-out support pictures", table)
-    else:
-        mistakes = None
+    mistakes = _mistakes(model, task, adapted, held_out, classes)
     name = f"{pictures.support.resolve().name}-{len(classes)}w"
-    path = made(request.out or results_home(model.path) / "adapted" / name)
-    path /= "classifier.safetensors"
+    usual = results_home(model.path) / "adapted" / name
+    folder = made(usual, own=True) if request.out is None else made(request.out)
+    path = folder / CLASSIFIER_FILE
     queries = len(task.query_labels)
     task = replace(task, support_images=data.images)
     save_classifier(
         path, model, adapted.weights, task, classes, data.preprocessing, keep=request.keep
     )
+    other = usual if request.out is None and folder != usual else None
     return OwnAdaptation(
-        choice, model, counts, held_out, adapted, mistakes, queries, data.audit, path
+        choice, model, counts, held_out, adapted, mistakes, queries, data.audit, path, other
     )
+
+
+def _mistakes(
+    model: TrainedModel,
+    task: Task,
+    adapted: Adapted,
+    held_out: HeldOut | None,
+    classes: Sequence[str],
+) -> Confusion | None:
+    """The confusions of the queries, else of the held-out pictures."""
+    if len(task.query_labels):
+        predicted = predictions(model, adapted.weights, task)
+        return Confusion("queries", confusion(task.query_labels, predicted, classes))
+    if held_out is not None:
+        table = confusion(held_out.labels, held_out.predictions, classes)
+        return Confusion("held-out support pictures", table)
+    return None
 
 
 def _check_numbers(counts: dict[str, int], ways: int | None, shots: int | None) -> None:

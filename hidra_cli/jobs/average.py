@@ -16,7 +16,7 @@ from hidra_cli.runs.compatibility import differing_models, first_unlike
 from hidra_cli.runs.locate import find_checkpoint
 from hidra_cli.runs.model import restore_learner
 from hidra_cli.runs.model_records import AveragedRecord, CheckpointMeta
-from hidra_cli.system.files import check_other_file
+from hidra_cli.system.files import check_file, check_other_file
 
 # What a checkpoint says of a model and of its data that all must have alike.
 _ALIKE = ("image_preprocessing", "objective", "dataset_hash")
@@ -44,6 +44,7 @@ def average(models: Sequence[Path], out: Path) -> AveragedModel:
     Raises:
         UsageError: also where `out` is one of the models; else as `average_models`.
     """
+    check_file(out, "--out", ".safetensors")
     tensors, meta, parts = average_models(models)
     check_other_file(out, "one of the models", *(part.path for part in parts))
     save_checkpoint(out, tensors, meta.to_json())

@@ -27,8 +27,10 @@ from hidra_cli.runs.checkpoint import (
 )
 from hidra_cli.runs.model import TrainedModel, restore_learner
 from hidra_cli.runs.model_records import ClassifierMeta
+from hidra_cli.system.files import check_folder
 
 CLASSIFIER_FORMAT = "hidra-classifier"
+CLASSIFIER_FILE = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Classifier:
             images = [as_image(picture) for _, picture in waiting if isinstance(picture, Picture)]
             rows: Iterator[Tensor] = iter(())
             if images:
-                with memory_errors():
+                with memory_errors("a smaller --batch, or --device cpu"):
                     rows = iter(self.probabilities(torch.stack(images).to(device)).cpu())
             for path, picture in waiting:
                 if isinstance(picture, DataError):
@@ -158,7 +160,46 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
         PluginError: a plugin it needs is missing.
         RunError: its weights do not fit.
     """
-    return restore_classifier(load_checkpoint(path, CLASSIFIER_FORMAT)).to(device)
+    return restore_classifier(load_checkpoint(find_classifier(path), CLASSIFIER_FORMAT)).to(device)
+
+
+def find_classifier(path: Path) -> Path:
+    """The file of a classifier: itself, or the one in a folder.
+
+    Raises:
+        DataError: the folder holds none or several.
+    """
+    try:
+        if not path.is_dir():
+            return path
+        files = sorted(path.glob("*.safetensors"))
+    except OSError:  # such as a name that is too long: reading it will say so
+        return path
+    if (usual := path / CLASSIFIER_FILE) in files:
+        return usual
+    if len(files) != 1:
+        raise DataError(
+            f"{path} is a folder of {len(files)} classifiers",
+            why=", ".join(file.name for file in files[:5]) or f"it has no {CLASSIFIER_FILE}",
+            fix="name the file of a classifier; hidra adapt writes one",
+        )
+    return files[0]
+
+
+def check_no_classifier(out: Path, *, force: bool) -> None:
+    """Check before the work that a classifier can be written into a folder.
+
+    Raises:
+        UsageError: it is a file, or has a classifier that is not to be replaced.
+        RunError: it cannot be written to.
+    """
+    check_folder(out, "--out")
+    if (out / CLASSIFIER_FILE).exists() and not force:
+        raise UsageError(
+            f"{out} has a classifier already",
+            why=f"{out / CLASSIFIER_FILE} would be replaced",
+            fix="name another --out, or replace it: --force",
+        )
 
 
 def restore_classifier(checkpoint: Checkpoint) -> Classifier:
@@ -190,6 +231,7 @@ def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, KeptSuppo
         UsageError: it was saved without its support images.
         PluginError, RunError: as `load_classifier`.
     """
+    path = find_classifier(path)
     checkpoint = load_checkpoint(path, CLASSIFIER_FORMAT)
     meta = checkpoint.classifier_meta
     start, support = checkpoint.part("start"), checkpoint.part("support")

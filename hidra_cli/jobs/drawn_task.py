@@ -9,7 +9,7 @@ from typing import Any
 from hidra_cli.api.data import Split
 from hidra_cli.errors import UsageError
 from hidra_cli.images.prepared import PreparedImages
-from hidra_cli.jobs.classifier import save_classifier
+from hidra_cli.jobs.classifier import CLASSIFIER_FILE, check_no_classifier, save_classifier
 from hidra_cli.jobs.one_task import Adapted, AdaptRequest, adapt_task, check_finite
 from hidra_cli.runs.locate import results_home
 from hidra_cli.runs.model import TrainedModel
@@ -79,6 +79,8 @@ def adapt_drawn(
         NotFiniteError: the inner steps diverged.
         RunError: the classifier cannot be written.
     """
+    if request.out is not None:
+        check_no_classifier(request.out, force=request.force)
     ways, shots = request.ways, request.shots
     n = ways if ways is not None else (5 if model.learner.head.any_ways else model.max_ways)
     k = shots if shots is not None else min(model.settings.tasks.shots)
@@ -101,6 +103,6 @@ def adapt_drawn(
     of = "" if which.split == "test" else f"{which.split}-"
     name = f"{images.dataset}-{of}{n}w{k}s-seed{which.seed}-episode{which.episode}"
     folder = made(request.out or results_home(model.path) / "adapted" / name)
-    path = folder / "classifier.safetensors"
+    path = folder / CLASSIFIER_FILE
     save_classifier(path, model, adapted.weights, task, classes, keep=request.keep)
     return DrawnAdaptation(model, images.dataset, which, classes, k, adapted, path)

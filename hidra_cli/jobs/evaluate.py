@@ -214,7 +214,7 @@ def evaluate_cell(
     own: list[list[float]] = []
     for start in range(0, len(mine), _EPISODES_AT_ONCE):
         indices = mine[start : start + _EPISODES_AT_ONCE]
-        with memory_errors():
+        with memory_errors("lower --ways or --queries, or --device cpu"):
             batch = sampler.batch(indices, shape)
             own += contender.scores(batch, every_step=every_step)
         if advance is not None:

@@ -26,9 +26,14 @@ from hidra_cli import __version__
 from hidra_cli.api.registry import OWN_DISTRIBUTION, Kind, Plugin, blame, find
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.errors import RunError, UsageError
-from hidra_cli.jobs.classifier import CLASSIFIER_FORMAT, Classifier, restore_classifier
+from hidra_cli.jobs.classifier import (
+    CLASSIFIER_FORMAT,
+    Classifier,
+    find_classifier,
+    restore_classifier,
+)
 from hidra_cli.runs.checkpoint import Checkpoint, load_checkpoint
-from hidra_cli.system.files import check_other_file, write_atomically
+from hidra_cli.system.files import check_file, check_other_file, write_atomically
 
 Format = Literal["onnx", "pt2"]
 Run = Callable[[Tensor], Tensor]
@@ -60,7 +65,7 @@ class ExportedClassifier:
     """A classifier and the file of its program.
 
     Attributes:
-        source: the classifier's file.
+        source: the classifier's file, or a folder of one.
         path: the program's file.
         classifier: as it was exported: in float32.
         precision: that the classifier predicts in.
@@ -99,12 +104,14 @@ def export_classifier(source: Path, out: Path | None, form: Format | None) -> Ex
         form: None: as `out` is called, or ONNX.
 
     Raises:
-        UsageError: `out` is the classifier itself, or ONNX is not installed.
+        UsageError: `out` is a folder, the classifier itself or has another ending; no ONNX here.
         DataError: the classifier is missing or damaged.
         RunError, DeviceError: as `export`.
     """
+    source = find_classifier(source)
     form = form or ("pt2" if out is not None and out.suffix == ".pt2" else "onnx")
     path = out or source.with_suffix(f".{form}")
+    check_file(path, "--out", f".{form}")
     check_other_file(path, "the classifier itself", source)
     if form == "onnx":
         require_onnx()
@@ -155,7 +162,7 @@ def export(classifier: Classifier, checkpoint: Checkpoint, form: Format) -> Expo
         RunError: a plugin's code cannot be traced, or the program predicts something else.
         DeviceError: out of memory.
     """
-    with memory_errors():
+    with memory_errors("close other programs"):
         facts = metadata(classifier, checkpoint)
         try:
             content = _written(_Probabilities(classifier), classifier, form, facts)

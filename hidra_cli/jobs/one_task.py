@@ -37,6 +37,7 @@ class AdaptRequest:
         ways, shots, steps: None where they are to be chosen.
         out: folder of the classifier; None for a folder in the run.
         keep: whether the classifier keeps its support images.
+        force: whether a classifier in `out` is replaced.
     """
 
     device: torch.device
@@ -45,6 +46,7 @@ class AdaptRequest:
     steps: int | None = None
     out: Path | None = None
     keep: bool = True
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def adapt_task(model: TrainedModel, task: Task) -> Adapted:
     learner, accuracies, losses = model.learner, [], []
     task = task.mapped(learner.precomputed)
     correct = torch.empty(0, dtype=torch.bool)
-    with memory_errors():
+    with memory_errors("fewer pictures or classes, or --device cpu"):
         for weights in adapt(learner, task, model.inner, meta=False, steps=model.steps):
             with torch.no_grad():
                 if len(task.query_labels):
@@ -148,7 +150,7 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
     at_each_step: list[Tensor] = []
     accuracies: list[float] = []
     best = int(model.learner.head.identical_neurons)
-    with memory_errors():
+    with memory_errors("fewer pictures or classes, or --device cpu"):
         for step, weights in enumerate(zip(*paths, strict=True)):
             labelled = torch.zeros_like(truth)
             for mask, task, at_step in zip(masks, tasks, weights, strict=True):

@@ -70,6 +70,8 @@ def show_own(result: OwnAdaptation, console: Console) -> None:
             "depends on the others; prefer a model trained with --normalization support"
         )
     _show_confusion(result, console)
+    if result.other is not None:
+        console.note(f"{result.other} has a classifier already, which stays")
     console.print(f"classifier: {result.path}")
     console.note(f"next: hidra predict {result.path} DIR")
 

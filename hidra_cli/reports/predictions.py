@@ -31,6 +31,26 @@ def show_notes(result: Predictions, console: Console) -> None:
         console.warn(line)
 
 
+def format_of(out: Path, form: Format) -> Format:
+    """The format of a file, which its ending says.
+
+    Raises:
+        UsageError: the ending is not understood, or says another format than the flag.
+    """
+    from hidra_cli.errors import UsageError
+
+    endings: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl"}
+    says = endings.get(out.suffix.lower())
+    if says is None or form not in ("table", says):
+        ending = ".jsonl" if form == "jsonl" else ".csv"
+        raise UsageError(
+            f"--out {out} cannot be used" + ("" if form == "table" else f" with --format {form}"),
+            why="a file ends in .csv or .jsonl, as its format",
+            fix=f"--out {out.with_suffix(ending) if out.name else 'labels' + ending}",
+        )
+    return says
+
+
 def write_predictions(
     rows: Sequence[Prediction], form: Format, out: Path | None, console: Console
 ) -> None:
@@ -40,8 +60,7 @@ def write_predictions(
         RunError: the file cannot be written.
     """
     if out is not None:
-        as_lines = form == "jsonl" or out.suffix == ".jsonl"
-        write_atomically(out, (_json_lines(rows) if as_lines else _csv(rows)).encode())
+        write_atomically(out, (_json_lines(rows) if form == "jsonl" else _csv(rows)).encode())
         console.note(f"written: {out}")
     elif form == "table":
         console.table(

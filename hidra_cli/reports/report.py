@@ -13,7 +13,7 @@ from hidra_cli.reports.collect import Report, collect
 from hidra_cli.reports.page import render
 from hidra_cli.reports.run_facts import read_run
 from hidra_cli.settings.numbers import format_numbers
-from hidra_cli.system.files import write_atomically, writing_to
+from hidra_cli.system.files import check_file, write_atomically
 
 if TYPE_CHECKING:
     from hidra_cli.system.console import Console
@@ -57,6 +57,7 @@ def write_report(request: ReportRequest, out: Path | None, console: Console) -> 
         RunError: the page cannot be written.
     """
     _check(request)
+    path = _place(out, request.runs)
     device = resolve_device(request.device)
     runs = [read_run(path) for path in request.runs]
     episodes = request.episodes
@@ -65,7 +66,6 @@ def write_report(request: ReportRequest, out: Path | None, console: Console) -> 
         episodes = DEFAULT_EPISODES if needed else 0
     report = collect(runs, request.ways, episodes, device, request.cache_dir, console)
     page = render(report)
-    path = _place(out, request.runs)
     write_atomically(path, page)
     _show(report, path, len(page), console)
     return path
@@ -95,11 +95,10 @@ def _check(request: ReportRequest) -> None:
 def _place(out: Path | None, runs: Sequence[Path]) -> Path:
     """Where the page goes. One that compares several runs does not replace the report of one."""
     name = "report.html" if len(runs) == 1 else "comparison.html"
-    path = out or runs[0] / name
-    with writing_to(path):
-        if path.is_dir():
-            return path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if out is None:
+        return runs[0] / name
+    path = out / name if out.is_dir() else out
+    check_file(path, "--out", ".html", ".htm")
     return path
 
 

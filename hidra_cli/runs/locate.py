@@ -85,7 +85,7 @@ def _newest(runs_dir: Path, marks: Callable[[RunDir], Sequence[Path]]) -> Path:
     if not found:
         raise DataError(
             f"there is no run under {runs_dir}",
-            fix="train one with `hidra meta-train`, or give --checkpoint",
+            fix="train one with `hidra meta-train`, or name a run or checkpoint",
         )
     return max(found)[1]
 

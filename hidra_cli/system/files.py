@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -17,16 +18,20 @@ LEFTOVER = ".tmp"
 
 
 @contextlib.contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """Tell a failed write as what it is: the path, the system's reason, what to do."""
+def writing_to(path: Path, place: str = "another place") -> Iterator[None]:
+    """Tell a failed write as what it is: the path, the system's reason, what to do.
+
+    Args:
+        path: what is written.
+        place: how to choose another one, in words.
+    """
     try:
         yield
     except OSError as exc:
         raise RunError(
             f"{path} could not be written",
             why=exc.strerror or str(exc).split("\n")[0],
-            fix="free some space or choose another place (--cache-dir for prepared images, "
-            "--runs-dir for runs); nothing half-written was left",
+            fix=f"free some space or choose {place}; nothing half-written was left",
         ) from exc
 
 
@@ -41,8 +46,10 @@ def write_atomically(path: Path, content: bytes, *, keep_old_as: Path | None = N
     Raises:
         RunError: the disk is full or the directory is gone; nothing half-written is left.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}{LEFTOVER}")
     with writing_to(path):
+        if not path.name:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        beside = path.with_name(f".{path.name}.{os.getpid()}{LEFTOVER}")
         try:
             with beside.open("wb") as file:
                 file.write(content)
@@ -113,6 +120,60 @@ def made(folder: Path, *, own: bool = False) -> Path:
                 stem = folder.name if attempt == 2 else folder.name.rpartition("-")[0]
                 folder = folder.with_name(f"{stem}-{attempt}")
     raise AssertionError
+
+
+def check_file(path: Path, flag: str, *endings: str) -> None:
+    """Check before the work that a file can be written, and make its folder.
+
+    Args:
+        path: of the file.
+        flag: that names it.
+        endings: those that are understood; none for any.
+
+    Raises:
+        UsageError: it is a folder, or has another ending.
+        RunError: it cannot be written.
+    """
+    from hidra_cli.errors import UsageError
+
+    with writing_to(path):
+        if path.name in ("", "..") or path.is_dir():
+            example = f"{flag} {path / f'result{endings[0] if endings else str()}'}"
+            raise UsageError(
+                f"{flag} {path} is a folder", why="a file is written", fix=f"name one: {example}"
+            )
+        if endings and path.suffix.lower() not in endings:
+            raise UsageError(
+                f"{flag} {path} has an ending that is not understood",
+                why=f"what is written ends in {' or '.join(endings)}",
+                fix=f"{flag} {path.with_suffix(endings[0])}",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_writable(path.parent)
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Check before the work that a folder can be made, or written to.
+
+    Raises:
+        UsageError: it is a file.
+        RunError: it cannot be made or written to.
+    """
+    from hidra_cli.errors import UsageError
+
+    with writing_to(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(
+                f"{flag} {folder} is a file", why="a folder is made", fix="name another place"
+            )
+        _check_writable(next(f for f in (folder, *folder.absolute().parents) if f.exists()))
+
+
+def _check_writable(folder: Path) -> None:
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def check_other_file(target: Path, what: str, *read: Path) -> None:

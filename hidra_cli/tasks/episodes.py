@@ -139,7 +139,7 @@ def check_feasible(
         raise DataError(
             f"{table.dataset} has too few classes in its {table.split} split",
             why=f"{len(table.names)} classes, but --ways asks for {max(ways)}",
-            fix=f"--ways {len(table.names)} or fewer" if len(table.names) > 1 else "other data",
+            fix=fewer_ways(table.dataset, len(table.names)),
         )
     needed = max(shots) + queries
     smallest = int(np.argmin(table.counts))
@@ -152,6 +152,19 @@ def check_feasible(
             f"({short} of {len(table.names)} classes in the {table.split} split are too small)",
             fix="lower --shots or --queries, or add images to the class",
         )
+
+
+def fewer_ways(dataset: str, most: int) -> str:
+    """What helps where a split has too few classes, `most` of them."""
+    if most > 1:
+        return f"--ways {most} or fewer"
+    if dataset != "folder":
+        return "more classes in that split"
+    return (
+        "with 4 classes or more: --ways 2 --data-opt fractions=0.5,0.5,0 --test-episodes 0, after "
+        "hidra prepare folder with these fractions; with fewer classes, without any training: "
+        "hidra adapt --support DIR"
+    )
 
 
 def groups_of(table: ClassTable) -> Int64:

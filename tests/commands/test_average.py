@@ -119,5 +119,6 @@ def test_where_it_cannot_be_written(hidra: Hidra, best: Path, tmp_path: Path) ->
     before = other.read_bytes()
     assert_refused(hidra("average", best, other, "--out", other), 2, "would be overwritten")
     assert other.read_bytes() == before
-    nowhere = tmp_path / "none" / "mean.safetensors"
+    (tmp_path / "file").write_text("in the way")
+    nowhere = tmp_path / "file" / "mean.safetensors"
     assert_refused(hidra("average", best, other, "--out", nowhere), 1, str(nowhere))

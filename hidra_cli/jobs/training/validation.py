@@ -16,6 +16,7 @@ from hidra_cli.runs.scores import interval
 from hidra_cli.settings.schema import Settings
 from hidra_cli.system.distributed import ProcessGroup
 from hidra_cli.system.random_streams import stream_key
+from hidra_cli.tasks.episodes import fewer_ways
 from hidra_cli.tasks.objective import Objective
 from hidra_cli.tasks.sources import TaskSource, feasible_ways, sampler_of
 
@@ -87,9 +88,10 @@ def _ways_within(data: TaskSource, split: Split, wanted: tuple[int, ...]) -> tup
     """The numbers of ways that the split has classes for."""
     ways = feasible_ways(data, split, wanted)
     if not ways:
+        most = data.most_ways(split) or 0
         raise DataError(
             f"{data.dataset} has too few classes in its {split} split",
-            why=f"{data.most_ways(split)} classes; every number of --ways needs more",
-            fix="lower --ways, or put more classes into the split",
+            why=f"{most} classes; every number of --ways needs more",
+            fix=fewer_ways(data.dataset, most),
         )
     return ways
