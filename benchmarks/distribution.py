@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hidra_cli.images.open import open_images
-from hidra_cli.jobs.evaluate import evaluate_cell
+from hidra_cli.jobs.scoring import evaluate_cell
 from hidra_cli.reports.figures import COLOURS
 from hidra_cli.runs.environment import environment
 from hidra_cli.runs.model import TrainedModel, load_model

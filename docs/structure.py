@@ -35,7 +35,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class Function:
-    """One function of the code and its length in lines, from `def` to its end."""
+    """One function of the code and its length in lines, from `def` to its end.
+
+    The signature of a command is left out: it lists the flags.
+    """
 
     name: str
     file: Path
@@ -108,7 +111,9 @@ def functions(folders: tuple[str, ...] = ("hidra_cli", "plugins")) -> Iterator[F
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
+                is_command = path.parent.name == "commands"
+                start = node.body[0].lineno if is_command else node.lineno
+                lines = (node.end_lineno or 0) - start + 1
                 yield Function(node.name, path.relative_to(ROOT), lines)
 
 

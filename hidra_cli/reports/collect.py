@@ -12,7 +12,8 @@ import torch
 from hidra_cli.errors import HidraError
 from hidra_cli.images.open import open_images
 from hidra_cli.images.prepared import PreparedImages
-from hidra_cli.jobs.evaluate import able_ways, distinct_names
+from hidra_cli.jobs.evaluate import distinct_names
+from hidra_cli.jobs.scoring import able_ways
 from hidra_cli.reports.run_facts import Measurement, RunFacts, protocol
 from hidra_cli.reports.solved_tasks import SEED, SolvedTask, measure, shown_ways, solve
 from hidra_cli.runs.model import TrainedModel, load_model

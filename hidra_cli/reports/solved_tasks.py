@@ -16,8 +16,8 @@ from hidra_cli.api.preprocessing import UInt8
 from hidra_cli.errors import DataError
 from hidra_cli.images.file_format import Int64
 from hidra_cli.images.prepared import PreparedImages
-from hidra_cli.jobs.evaluate import evaluate_plan
 from hidra_cli.jobs.one_task import adapt_task
+from hidra_cli.jobs.scoring import evaluate_plan
 from hidra_cli.reports.run_facts import clipped
 from hidra_cli.runs.model import TrainedModel
 from hidra_cli.runs.scores import Cell

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hidra_cli.images.open import open_images
-from hidra_cli.jobs.evaluate import evaluate_cell
+from hidra_cli.jobs.scoring import evaluate_cell
 from hidra_cli.runs.checkpoint import load_checkpoint
 from hidra_cli.runs.model import load_model
 from hidra_cli.system.console import Silence

@@ -217,7 +217,7 @@ def _test(
     run: RunDir, trainer: MetaTrainer, sampler: Sampler, console: Console
 ) -> tuple[ScoreRecord, ...]:
     """Test the best checkpoint over ways: the table that ends a run."""
-    from hidra_cli.jobs.evaluate import evaluate_plan
+    from hidra_cli.jobs.scoring import evaluate_plan
     from hidra_cli.runs.model import load_model
     from hidra_cli.tasks.objective import CLASSIFICATION
 
