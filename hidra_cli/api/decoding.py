@@ -29,6 +29,7 @@ from hidra_cli.errors import DataError
 PREPROCESSING_VERSION = 2
 
 LARGEST_SOURCE = 1 << 29  # bytes of one image, not yet decoded
+TOO_LARGE = "make this image smaller"  # what mends an image of too many pixels
 MOST_PIXELS = 250_000_000  # of one image, unless `max_pixels` says otherwise
 # Of a JPEG that ends too early, the share that may be missing.
 MOST_MISSING = 0.1
@@ -130,7 +131,7 @@ def read_picture(
     except Exception as exc:  # Pillow's decoders raise many types on damaged data
         fix = "repair, replace or remove this image, then run the same command again"
         if isinstance(exc, _TooLargeError):
-            fix = "make this image smaller, or raise the limit: --max-pixels N"
+            fix = TOO_LARGE
         raise DataError(
             f"the image {shown(str(reference))} cannot be read", why=_reason(exc), fix=fix
         ) from exc

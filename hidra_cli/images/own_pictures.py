@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hidra_cli.api.data import Fit
-from hidra_cli.api.decoding import MOST_PIXELS, Picture, read_picture
+from hidra_cli.api.decoding import MOST_PIXELS, TOO_LARGE, Picture, read_picture
 from hidra_cli.api.folders import shown
 from hidra_cli.api.preprocessing import (
     Preprocessing,
@@ -111,16 +111,25 @@ def read_pictures(
             damaged[path] = picture
         else:
             read.append((path, picture))
-    if len(damaged) == 1 and not skip_broken:
-        raise next(iter(damaged.values()))
     if damaged and not skip_broken:
-        raise DataError(
-            f"{len(damaged)} of {len(paths)} pictures cannot be read",
-            why="\n".join(f"{shown(str(path))}: {error.why}" for path, error in damaged.items()),
-            fix="repair, replace or remove them, or leave them out: --skip-broken",
-        )
+        raise _unreadable(damaged, len(paths))
     names, pictures = tuple(path for path, _ in read), tuple(picture for _, picture in read)
     return ReadPictures(names, pictures, damaged, preprocessing)
+
+
+def _unreadable(damaged: Mapping[Path, DataError], count: int) -> DataError:
+    """One error that names all pictures that cannot be read."""
+    fix = "repair, replace or remove them, or leave them out: --skip-broken"
+    if any(error.fix == TOO_LARGE for error in damaged.values()):
+        fix += "; --max-pixels N allows larger ones"
+    if len(damaged) == 1:
+        (error,) = damaged.values()
+        return DataError(error.what, why=error.why, fix=fix.replace("them", "it"))
+    return DataError(
+        f"{len(damaged)} of {count} pictures cannot be read",
+        why="\n".join(f"{shown(str(path))}: {error.why}" for path, error in damaged.items()),
+        fix=fix,
+    )
 
 
 def as_image(picture: Picture) -> Tensor:

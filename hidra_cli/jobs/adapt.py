@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hidra_cli.engine.losses import probabilities
 from hidra_cli.engine.task_batch import Task
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.audit import Audit
@@ -30,10 +31,14 @@ from hidra_cli.jobs.one_task import (
     own_task,
     predictions,
 )
-from hidra_cli.jobs.own_data import OwnPictures, read_own
+from hidra_cli.jobs.own_data import OwnData, OwnPictures, read_own
 from hidra_cli.runs.locate import results_home
 from hidra_cli.runs.model import TrainedModel, load_model
 from hidra_cli.system.files import made
+
+# The probability of another class from which a picture may be mislabelled.
+_CONFIDENT = 0.9
+_LOSS_TOLERANCE = 1e-3  # nats
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,30 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class Suspect:
+    """A support picture that was confidently of another class while it was held out.
+
+    Attributes:
+        label: of its folder or label file.
+        predicted: the class that it was given.
+        probability: of that class.
+    """
+
+    path: Path
+    label: str
+    predicted: str
+    probability: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "picture": str(self.path),
+            "class": self.label,
+            "predicted": self.predicted,
+            "probability": round(self.probability, 6),
+        }
+
+
+@dataclass(frozen=True)
 class OwnAdaptation:
     """People's own pictures, learned.
 
@@ -61,6 +90,7 @@ class OwnAdaptation:
         confusion: None where there was neither a query nor a held-out picture.
         queries: number of query pictures.
         audit: of the pictures.
+        suspects: support pictures that may be mislabelled.
         path: of the classifier.
         other: the folder that the classifier would be in, where one was there already.
     """
@@ -73,12 +103,20 @@ class OwnAdaptation:
     confusion: Confusion | None
     queries: int
     audit: Audit
+    suspects: tuple[Suspect, ...]
     path: Path
     other: Path | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.counts)
+
+    @property
+    def knows_its_pictures(self) -> bool:
+        """Whether it does better on what it learned than equal probabilities would (ln N)."""
+        if self.model.learner.loss_name != "softmax":
+            return True
+        return self.adapted.support_losses[-1] <= math.log(len(self.counts)) + _LOSS_TOLERANCE
 
     def to_json(self) -> dict[str, Any]:
         per_class = zip(self.counts, self.adapted.per_class, strict=True)
@@ -95,7 +133,8 @@ class OwnAdaptation:
             if self.queries
             else None,
             "confusion": self.confusion.table if self.confusion else None,
-            "audit": self.audit.to_json(),
+            "audit": self.audit.to_json()
+            | {"mislabelled": [suspect.to_json() for suspect in self.suspects]},
             "classifier": str(self.path),
         }
 
@@ -144,6 +183,7 @@ def adapt_pictures(
     task = own_task((features, data.labels), query, len(classes))
     adapted = adapt_task(model, task)
     check_finite(adapted)
+    suspects = () if held_out is None else _suspects(model, held_out, data)
     mistakes = _mistakes(model, task, adapted, held_out, classes)
     name = f"{pictures.support.resolve().name}-{len(classes)}w"
     usual = results_home(model.path) / "adapted" / name
@@ -156,7 +196,31 @@ def adapt_pictures(
     )
     other = usual if request.out is None and folder != usual else None
     return OwnAdaptation(
-        choice, model, counts, held_out, adapted, mistakes, queries, data.audit, path, other
+        choice,
+        model,
+        counts,
+        held_out,
+        adapted,
+        mistakes,
+        queries,
+        data.audit,
+        suspects,
+        path,
+        other,
+    )
+
+
+def _suspects(model: TrainedModel, held_out: HeldOut, data: OwnData) -> tuple[Suspect, ...]:
+    """The new support pictures whose held-out answer is confidently another class."""
+    sure = probabilities(model.learner.loss_name, held_out.logits).amax(1).tolist()
+    first = len(held_out.labels) - len(data.paths)  # those that a classifier kept have no path
+    rows = zip(held_out.labels.tolist(), held_out.predictions.tolist(), sure, strict=True)
+    return tuple(
+        Suspect(path, data.classes[label], data.classes[predicted], probability)
+        for path, (label, predicted, probability) in zip(
+            data.paths, list(rows)[first:], strict=True
+        )
+        if label != predicted and probability >= _CONFIDENT
     )
 
 

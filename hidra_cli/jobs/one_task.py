@@ -77,15 +77,21 @@ class HeldOut:
             as was tried.
         steps: of the most accurate those of training, else the fewest. None at all may be best,
             but not of identical neurons, which answer every picture alike before the first step.
-        labels, predictions: (n,) of the pictures, after `steps`.
+        labels: (n,) of the pictures.
+        logits: (n, N) of the pictures while they were held out, after `steps`.
         folds: parts the pictures were divided into.
     """
 
     accuracies: list[float]
     steps: int
     labels: Tensor
-    predictions: Tensor
+    logits: Tensor
     folds: int
+
+    @property
+    def predictions(self) -> Tensor:
+        """The labels (n,) that the held-out pictures were given."""
+        return self.logits.argmax(1)
 
 
 def own_task(
@@ -115,11 +121,15 @@ def adapt_task(model: TrainedModel, task: Task) -> Adapted:
     return Adapted(weights, accuracies, losses, per_class)
 
 
-@torch.no_grad()
 def predictions(model: TrainedModel, weights: Weights, task: Task) -> Tensor:
     """The labels (n,) that adapted weights give a task's queries."""
+    return _query_logits(model, weights, task).argmax(1)
+
+
+@torch.no_grad()
+def _query_logits(model: TrainedModel, weights: Weights, task: Task) -> Tensor:
     task = task.mapped(model.learner.precomputed)
-    return model.learner.query_logits(weights, task).argmax(1)
+    return model.learner.query_logits(weights, task).float().cpu()
 
 
 def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> HeldOut | None:
@@ -152,11 +162,11 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
     best = int(model.learner.head.identical_neurons)
     with memory_errors("fewer pictures or classes, or --device cpu"):
         for step, weights in enumerate(zip(*paths, strict=True)):
-            labelled = torch.zeros_like(truth)
+            logits = torch.empty(len(truth), ways)
             for mask, task, at_step in zip(masks, tasks, weights, strict=True):
-                labelled[mask.cpu()] = predictions(model, at_step, task).cpu()
-            at_each_step.append(labelled)
-            accuracies.append((labelled == truth).double().mean().item())
+                logits[mask.cpu()] = _query_logits(model, at_step, task)
+            at_each_step.append(logits)
+            accuracies.append((logits.argmax(1) == truth).double().mean().item())
             if step > best and accuracies[step] > accuracies[best]:
                 best = step
             if step >= max(best, 1) + PATIENCE and step >= model.steps:

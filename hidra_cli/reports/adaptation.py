@@ -70,6 +70,21 @@ def show_own(result: OwnAdaptation, console: Console) -> None:
             "depends on the others; prefer a model trained with --normalization support"
         )
     _show_confusion(result, console)
+    if not result.knows_its_pictures:
+        console.warn(
+            "the last support loss is above that of equal probabilities: the classifier does not "
+            "know the pictures that it learned; try fewer --steps, or another model"
+        )
+    if result.suspects:
+        console.table(
+            "Mislabelled? Held out, these were confidently of another class",
+            ["picture", "its class", "taken for", "probability, %"],
+            [
+                [str(one.path), one.label, one.predicted, f"{100 * one.probability:.0f}"]
+                for one in result.suspects[:MOST_DUPLICATES]
+            ],
+            left=3,
+        )
     if result.other is not None:
         console.note(f"{result.other} has a classifier already, which stays")
     console.print(f"classifier: {result.path}")
