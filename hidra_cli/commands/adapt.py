@@ -1,4 +1,4 @@
-"""`hidra adapt`: learn one task from a few images, drawn or one's own."""
+"""`hidra adapt`: learn one task from a few images, drawn or your own."""
 
 from __future__ import annotations
 
@@ -16,104 +16,116 @@ if TYPE_CHECKING:
 
 _OWN, _DRAWN = "Own pictures", "A task drawn from a dataset"
 
+Ways = Annotated[
+    int | None,
+    typer.Option(help=flags.with_default("Classes of the task.", "5, or as trained")),
+]
+Shots = Annotated[
+    int | None, typer.Option(help=flags.with_default("Support images per class.", "as trained"))
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help=flags.with_default(
+            "latest, a run, a checkpoint or a model that ships with hidra.",
+            "of own pictures the shipped model that suits them, else the latest run",
+        ),
+        autocompletion=completion.run_paths,
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help=flags.with_default("Inner steps.", "chosen by held-out pictures, or as trained"),
+        min=0,
+    ),
+]
+Support = Annotated[
+    Path | None,
+    typer.Option(help="Folder of labelled pictures to learn.", rich_help_panel=_OWN),
+]
+Query = Annotated[
+    Path | None,
+    typer.Option(help="Folder of labelled pictures to test on.", rich_help_panel=_OWN),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help=flags.with_default(
+            "CSV or JSON label file of --support.", "labels.csv or .json in it"
+        ),
+        rich_help_panel=_OWN,
+    ),
+]
+QueryLabels = Annotated[
+    Path | None,
+    typer.Option(
+        help=flags.with_default("CSV or JSON label file of --query.", "labels.csv or .json in it"),
+        rich_help_panel=_OWN,
+    ),
+]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        help="A classifier to add the classes and pictures of --support to.",
+        rich_help_panel=_OWN,
+    ),
+]
+Forget = Annotated[
+    bool,
+    typer.Option(
+        "--forget",
+        help="Leave the support images out of the classifier; it cannot grow then.",
+        rich_help_panel=_OWN,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the classifier that is in --out.")]
+Queries = Annotated[
+    int, typer.Option(help="Query images per class.", min=1, rich_help_panel=_DRAWN)
+]
+Episode = Annotated[
+    int,
+    typer.Option(help="Which task of the split.", min=0, max=2**63 - 1, rich_help_panel=_DRAWN),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        help="Another dataset than the run's.",
+        rich_help_panel=_DRAWN,
+        autocompletion=completion.datasets,
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(help="Of the episodes.", min=0, max=2**63 - 1, rich_help_panel=_DRAWN)
+]
+
 
 @flags.with_console
 def adapt(
     console: Console,
-    ways: Annotated[
-        int | None,
-        typer.Option(help=flags.with_default("Classes of the task.", "5, or as trained")),
-    ] = None,
-    shots: Annotated[
-        int | None, typer.Option(help=flags.with_default("Support images per class.", "as trained"))
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            help=flags.with_default(
-                "latest, a run, a checkpoint or a model that ships with hidra.",
-                "of own pictures the shipped model that suits them, else the latest run",
-            ),
-            autocompletion=completion.run_paths,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help=flags.with_default("Inner steps.", "chosen by held-out pictures, or as trained"),
-            min=0,
-        ),
-    ] = None,
-    support: Annotated[
-        Path | None,
-        typer.Option(help="Folder of labelled pictures to learn.", rich_help_panel=_OWN),
-    ] = None,
-    query: Annotated[
-        Path | None,
-        typer.Option(help="Folder of labelled pictures to test on.", rich_help_panel=_OWN),
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help=flags.with_default(
-                "CSV or JSON label file of --support.", "labels.csv or .json in it"
-            ),
-            rich_help_panel=_OWN,
-        ),
-    ] = None,
-    query_labels: Annotated[
-        Path | None,
-        typer.Option(
-            help=flags.with_default(
-                "CSV or JSON label file of --query.", "labels.csv or .json in it"
-            ),
-            rich_help_panel=_OWN,
-        ),
-    ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(
-            help="A classifier to add the classes and pictures of --support to.",
-            rich_help_panel=_OWN,
-        ),
-    ] = None,
-    forget: Annotated[
-        bool,
-        typer.Option(
-            "--forget",
-            help="Leave the support images out of the classifier; it cannot grow then.",
-            rich_help_panel=_OWN,
-        ),
-    ] = False,
+    ways: Ways = None,
+    shots: Shots = None,
+    checkpoint: Checkpoint = None,
+    steps: Steps = None,
+    support: Support = None,
+    query: Query = None,
+    labels: Labels = None,
+    query_labels: QueryLabels = None,
+    base: Base = None,
+    forget: Forget = False,
     fit: picture_flags.Fit = None,
     background: picture_flags.Background = None,
     value_range: picture_flags.ValueRange = None,
     max_pixels: picture_flags.MaxPixels = None,
     skip_broken: picture_flags.SkipBroken = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the classifier that is in --out.")
-    ] = False,
-    queries: Annotated[
-        int, typer.Option(help="Query images per class.", min=1, rich_help_panel=_DRAWN)
-    ] = 15,
-    episode: Annotated[
-        int,
-        typer.Option(help="Which task of the split.", min=0, max=2**63 - 1, rich_help_panel=_DRAWN),
-    ] = 0,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Another dataset than the run's.",
-            rich_help_panel=_DRAWN,
-            autocompletion=completion.datasets,
-        ),
-    ] = None,
+    force: Force = False,
+    queries: Queries = 15,
+    episode: Episode = 0,
+    dataset: Dataset = None,
     source: flags.Source = None,
     data_opt: flags.DataOpt = None,
     split: flags.Split = "test",
-    seed: Annotated[
-        int, typer.Option(help="Of the episodes.", min=0, max=2**63 - 1, rich_help_panel=_DRAWN)
-    ] = 0,
+    seed: Seed = 0,
     device: flags.Device = None,
     out: flags.Out = None,
     runs_dir: flags.RunsDir = None,
@@ -121,7 +133,7 @@ def adapt(
 ) -> None:
     """Learn a task, show how well, and save the classifier.
 
-    The task is a folder of one's own pictures (one folder per class, or a label file), or is drawn
+    The task is a folder of your pictures (one folder per class, or a label file), or it is drawn
     from the test split of the run's dataset.
 
     Examples:
@@ -135,47 +147,33 @@ def adapt(
     Next: hidra predict CLASSIFIER DIR
     """
     from hidra_cli.engine.devices import resolve_device
-    from hidra_cli.errors import UsageError
-    from hidra_cli.images.open import open_images
     from hidra_cli.jobs.adapt import adapt_pictures
     from hidra_cli.jobs.drawn_task import DrawnTask, adapt_drawn
-    from hidra_cli.jobs.one_task import AdaptRequest, check_classifies
+    from hidra_cli.jobs.one_task import AdaptRequest
     from hidra_cli.jobs.own_data import OwnPictures
     from hidra_cli.reports.adaptation import show_drawn, show_own
     from hidra_cli.runs.locate import latest_or_shipped, named_model
-    from hidra_cli.runs.model import load_model
 
     where = resolve_device(device or "auto")
-    checkpoint = None if checkpoint is None else named_model(checkpoint, runs_dir)
+    if checkpoint is not None:
+        checkpoint = named_model(checkpoint, runs_dir)
     request = AdaptRequest(where, ways, shots, steps, out, keep=not forget, force=force)
-    reading: dict[str, object] = {
-        "--fit": fit,
-        "--background": background,
-        "--value-range": value_range,
-    }
+    files = {"--query": query, "--labels": labels, "--query-labels": query_labels, "--base": base}
+    reading = {"--fit": fit, "--background": background, "--value-range": value_range}
     if support is None:
-        own_only: dict[str, object] = {
-            "--query": query,
-            "--labels": labels,
-            "--query-labels": query_labels,
-        }
-        _check_only_drawn(own_only | {"--base": base} | reading)
-        checkpoint = checkpoint or latest_or_shipped(runs_dir, console)
-        model = load_model(checkpoint, where, steps=steps)
-        check_classifies(model)
-        settings = flags.another_dataset(model.settings.dataset, dataset, source, data_opt)
-        images = open_images(settings, cache_dir, console)
-        drawn = adapt_drawn(model, images, DrawnTask(split, queries, episode, seed), request)
+        _check_only_drawn({**files, **reading})
+        options = flags.assignments("--data-opt", data_opt)
+        which = DrawnTask(split, queries, episode, seed, dataset, source, options, cache_dir)
+        model = checkpoint or latest_or_shipped(runs_dir, console)
+        drawn = adapt_drawn(which, model, request, console)
         show_drawn(drawn, console)
         console.result(drawn.to_json())
         return
-    drawn_only = {"--dataset": dataset, "--source": source, "--data-opt": data_opt}
-    _check_only_own(drawn_only)
+    _check_only_own({"--dataset": dataset, "--source": source, "--data-opt": data_opt})
     _check_only_new(base, {"--checkpoint": checkpoint, **reading})
-    if query is None and query_labels is not None:
-        raise UsageError("--query-labels needs --query", fix="add --query DIR")
-    options = picture_flags.picture_options(fit, background, value_range, max_pixels, skip_broken)
-    pictures = OwnPictures(support, query, labels, query_labels, base, options)
+    _check_query(query, query_labels)
+    how = picture_flags.picture_options(fit, background, value_range, max_pixels, skip_broken)
+    pictures = OwnPictures(support, query, labels, query_labels, base, how)
     own = adapt_pictures(pictures, checkpoint, request)
     show_own(own, console)
     console.result(own.to_json())
@@ -216,3 +214,10 @@ def _check_only_new(base: Path | None, new: Mapping[str, object]) -> None:
                 "its pictures alike",
                 fix=f"leave {flag} out",
             )
+
+
+def _check_query(query: Path | None, query_labels: Path | None) -> None:
+    from hidra_cli.errors import UsageError
+
+    if query is None and query_labels is not None:
+        raise UsageError("--query-labels needs --query", fix="add --query DIR")

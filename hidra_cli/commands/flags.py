@@ -14,7 +14,6 @@ import typer
 from hidra_cli.settings.declarations import SETTINGS
 
 if TYPE_CHECKING:
-    from hidra_cli.settings.schema import DatasetSettings
     from hidra_cli.system.console import Console
 
 P = ParamSpec("P")
@@ -135,13 +134,3 @@ def assignments(flag: str, pairs: list[str] | None) -> dict[str, str]:
     from hidra_cli.settings.layers import parse_assignments
 
     return parse_assignments(pairs or [], flag)
-
-
-def another_dataset(
-    trained_on: DatasetSettings, name: str | None, source: str | None, data_opt: list[str] | None
-) -> DatasetSettings:
-    """The dataset the flags name, or else the one a model was trained on."""
-    from hidra_cli.settings import layers
-
-    options = assignments("--data-opt", data_opt)
-    return layers.another_dataset(trained_on, name, source, options)

@@ -13,35 +13,40 @@ from hidra_cli.reports.predictions import Format
 if TYPE_CHECKING:
     from hidra_cli.system.console import Console
 
+Classifier = Annotated[Path, typer.Argument(help="A classifier of `hidra adapt`.")]
+Pictures = Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Labels to show per picture.", min=1)]
+Form = Annotated[Format, typer.Option("--format", help="Of what is printed: table, csv or jsonl.")]
+Out = Annotated[Path | None, typer.Option(help="Write it into this file instead: .csv or .jsonl.")]
+Gallery = Annotated[
+    Path | None, typer.Option(help="Also draw the first pictures and their labels: a PNG.")
+]
+Batch = Annotated[int, typer.Option(help="Pictures per forward pass.", min=1)]
+NoneBelow = Annotated[
+    float | None,
+    typer.Option(
+        help=flags.with_default(
+            "Say 'none of these' where no class has this probability; of sigmoid classifiers.",
+            "0.5",
+        ),
+        min=0,
+        max=1,
+        show_default=False,
+    ),
+]
+
 
 @flags.with_console
 def predict(
     console: Console,
-    classifier: Annotated[Path, typer.Argument(help="A classifier of `hidra adapt`.")],
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
-    top_k: Annotated[int, typer.Option("--top-k", help="Labels to show per picture.", min=1)] = 1,
-    form: Annotated[
-        Format, typer.Option("--format", help="Of what is printed: table, csv or jsonl.")
-    ] = "table",
-    out: Annotated[
-        Path | None, typer.Option(help="Write it into this file instead: .csv or .jsonl.")
-    ] = None,
-    gallery: Annotated[
-        Path | None, typer.Option(help="Also draw the first pictures and their labels: a PNG.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Pictures per forward pass.", min=1)] = 64,
-    none_below: Annotated[
-        float | None,
-        typer.Option(
-            help=flags.with_default(
-                "Say 'none of these' where no class has this probability; of sigmoid classifiers.",
-                "0.5",
-            ),
-            min=0,
-            max=1,
-            show_default=False,
-        ),
-    ] = None,
+    classifier: Classifier,
+    pictures: Pictures,
+    top_k: TopK = 1,
+    form: Form = "table",
+    out: Out = None,
+    gallery: Gallery = None,
+    batch: Batch = 64,
+    none_below: NoneBelow = None,
     max_pixels: picture_flags.MaxPixels = None,
     skip_broken: picture_flags.SkipBroken = False,
     device: flags.Device = None,
@@ -49,8 +54,8 @@ def predict(
     """Label pictures: class and probability, for one picture or thousands.
 
     A picture that cannot be read is reported and left out; the exit code is then 3, or 0 with
-    --skip-broken. A classifier
-    whose model was trained with --loss sigmoid may find that a picture is of none of its classes.
+    --skip-broken. If the model was trained with --loss sigmoid, a picture may be of none of the
+    classes.
 
     Examples:
 

@@ -12,45 +12,50 @@ from hidra_cli.commands import completion, flags
 if TYPE_CHECKING:
     from hidra_cli.system.console import Console
 
+Runs = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help=flags.with_default("Run directories.", "the latest run"),
+        show_default=False,
+        autocompletion=completion.run_paths,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help=flags.with_default(
+            "File of the page.", "RUN/report.html; of several FIRST/comparison.html"
+        )
+    ),
+]
+Ways = Annotated[
+    str | None,
+    typer.Option(
+        help=flags.with_default(
+            "Measure now at these: 5, 2-20 or 2,5.", "2,5,10; of several runs 5"
+        )
+    ),
+]
+Episodes = Annotated[
+    int | None,
+    typer.Option(
+        help=flags.with_default(
+            "Episodes per number of ways to measure now; 0: none.",
+            "100 where several runs are compared or a run has no test results",
+        ),
+        min=0,
+        show_default=False,
+    ),
+]
+
 
 @flags.with_console
 def report(
     console: Console,
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help=flags.with_default("Run directories.", "the latest run"),
-            show_default=False,
-            autocompletion=completion.run_paths,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help=flags.with_default(
-                "File of the page.", "RUN/report.html; of several FIRST/comparison.html"
-            )
-        ),
-    ] = None,
-    ways: Annotated[
-        str | None,
-        typer.Option(
-            help=flags.with_default(
-                "Measure now at these: 5, 2-20 or 2,5.", "2,5,10; of several runs 5"
-            )
-        ),
-    ] = None,
-    episodes: Annotated[
-        int | None,
-        typer.Option(
-            help=flags.with_default(
-                "Episodes per number of ways to measure now; 0: none.",
-                "100 where several runs are compared or a run has no test results",
-            ),
-            min=0,
-            show_default=False,
-        ),
-    ] = None,
+    runs: Runs = None,
+    out: Out = None,
+    ways: Ways = None,
+    episodes: Episodes = None,
     device: flags.Device = None,
     runs_dir: flags.RunsDir = None,
     cache_dir: flags.CacheDir = None,

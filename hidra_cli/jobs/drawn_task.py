@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hidra_cli.api.data import Split
 from hidra_cli.errors import UsageError
-from hidra_cli.images.prepared import PreparedImages
+from hidra_cli.images.open import open_images
 from hidra_cli.jobs.classifier import CLASSIFIER_FILE, check_no_classifier, save_classifier
-from hidra_cli.jobs.one_task import Adapted, AdaptRequest, adapt_task, check_finite
+from hidra_cli.jobs.one_task import (
+    Adapted,
+    AdaptRequest,
+    adapt_task,
+    check_classifies,
+    check_finite,
+)
 from hidra_cli.runs.locate import results_home
-from hidra_cli.runs.model import TrainedModel
+from hidra_cli.runs.model import TrainedModel, load_model
+from hidra_cli.settings.layers import another_dataset
+from hidra_cli.system.console import Console, Silence
 from hidra_cli.system.files import made
 from hidra_cli.tasks.images import ImageSampler
 from hidra_cli.tasks.shape import TaskShape
@@ -26,12 +35,19 @@ class DrawnTask:
         queries: query images per class.
         episode: its number in the split's stream.
         seed: of the stream.
+        dataset: name of a dataset; None: the one that the model was trained on.
+        source, dataset_options: of `dataset`.
+        cache_dir: where prepared images are kept; None: the usual place.
     """
 
     split: Split = "test"
     queries: int = 15
     episode: int = 0
     seed: int = 0
+    dataset: str | None = None
+    source: str | None = None
+    dataset_options: Mapping[str, str] = field(default_factory=dict)
+    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,15 +86,24 @@ class DrawnAdaptation:
 
 
 def adapt_drawn(
-    model: TrainedModel, images: PreparedImages, which: DrawnTask, request: AdaptRequest
+    which: DrawnTask, checkpoint: Path, request: AdaptRequest, console: Console | None = None
 ) -> DrawnAdaptation:
     """Draw a task, learn it and save its classifier.
 
+    Args:
+        checkpoint: the run or model that adapts.
+
     Raises:
+        DataError: the model or the images are missing or damaged.
         UsageError: no such task can be drawn, or the model cannot learn it.
         NotFiniteError: the inner steps diverged.
         RunError: the classifier cannot be written.
     """
+    model = load_model(checkpoint, request.device, steps=request.steps)
+    check_classifies(model)
+    own, options = model.settings.dataset, which.dataset_options
+    settings = another_dataset(own, which.dataset, which.source, options)
+    images = open_images(settings, which.cache_dir, console or Silence())
     if request.out is not None:
         check_no_classifier(request.out, force=request.force)
     ways, shots = request.ways, request.shots
