@@ -13,7 +13,7 @@ from pathlib import Path
 from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.runs.build import build_learner
 from hidra_cli.runs.checkpoint import save_checkpoint
-from hidra_cli.runs.environment import used_plugins
+from hidra_cli.runs.components import resolve_components
 from hidra_cli.runs.model_records import CheckpointMeta
 from hidra_cli.runs.network import network_record
 from hidra_cli.settings.schema import (
@@ -45,10 +45,11 @@ def main(target: Path) -> None:
         inner=InnerSettings(steps=0, adapt="head"),
     )
     preprocessing = Preprocessing((3, SIZE, SIZE))
-    learner = build_learner(settings, preprocessing.image_shape, max(WAYS))
+    components = resolve_components(settings)
+    learner = build_learner(settings, components, preprocessing.image_shape, max(WAYS))
     meta = CheckpointMeta(
         settings=settings,
-        plugins=used_plugins(settings),
+        plugins=components.records,
         image_shape=preprocessing.image_shape,
         max_ways=max(WAYS),
         dataset_hash=hashlib.sha256(TRAINING_DATA.encode()).hexdigest(),

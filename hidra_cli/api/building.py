@@ -1,26 +1,65 @@
-"""Construct a plugin's class; its faults are told as its own."""
+"""A plugin that was found, imported and given options; its faults as errors of the command."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hidra_cli.api import registry
 from hidra_cli.api.contract import ContractError
+from hidra_cli.api.options import options as options_of
+from hidra_cli.api.options import plugin_options
 from hidra_cli.api.places import place_of, place_raised, summary
 from hidra_cli.errors import HidraError, PluginError, UsageError
 
 
-def build(plugin: registry.Plugin, component: type[Any], *args: Any, **options: Any) -> Any:
-    """Construct a plugin's class, telling a refused value from a fault of the plugin.
+@dataclass(frozen=True)
+class Component:
+    """A plugin's class and the options that it is built with.
+
+    Attributes:
+        plugin: its name, distribution and version.
+        type: its class.
+        options: values that were set, checked and converted.
+    """
+
+    plugin: registry.Plugin
+    type: type[Any]
+    options: Mapping[str, Any]
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """Every option: the value that was set, or the default."""
+        known = options_of(self.type)
+        return {option.name: self.options.get(option.name, option.default) for option in known}
+
+    def build(self, *arguments: Any) -> Any:
+        """Construct the class.
+
+        Raises:
+            UsageError: the plugin refused a value (it raised ValueError).
+            PluginError: it raised anything else.
+        """
+        with plugin_errors(self.plugin, "could not be built", self.type):
+            return self.type(*arguments, **self.options)
+
+
+def resolve(kind: registry.Kind, name: str, options: Mapping[str, Any]) -> Component:
+    """Find a plugin, import it and check its options.
 
     Raises:
-        UsageError: the plugin refused a value (it raised ValueError).
-        PluginError: it raised anything else.
+        UsageError: unknown plugin, option or value.
+        PluginError: two distributions offer the name, or the plugin cannot be imported.
     """
-    with plugin_errors(plugin, "could not be built", component):
-        return component(*args, **options)
+    return component_of(registry.find(kind, name), options)
+
+
+def component_of(plugin: registry.Plugin, options: Mapping[str, Any]) -> Component:
+    """Import a plugin and check its options; raises as `resolve`."""
+    loaded = registry.load(plugin)
+    return Component(plugin, loaded, plugin_options(plugin.label, options_of(loaded), options))
 
 
 def failure(

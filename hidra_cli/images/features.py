@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hidra_cli import __version__
+from hidra_cli.api.building import Component
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.frozen import FrozenNetwork
 from hidra_cli.engine.learner import channels_last
@@ -126,14 +127,18 @@ def prepare_features(
 
 
 def open_features(
-    settings: DatasetSettings, choice: NetworkChoice, cache_dir: Path | None, console: Console
+    settings: DatasetSettings,
+    choice: NetworkChoice,
+    cache_dir: Path | None,
+    console: Console,
+    component: Component | None = None,
 ) -> PreparedImages:
     """The features of a dataset, as `PreparedImages`.
 
     Raises:
         DataError: there are none, or they are damaged, of other images or of other weights.
     """
-    dataset = choose_dataset(settings)
+    dataset = choose_dataset(settings, component)
     images = store_path(dataset, cache_dir)
     path, command = choice.file_beside(images), choice.command(settings)
     if not path.is_file():

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hidra_cli.api import registry
-from hidra_cli.api.building import broken, build, plugin_errors
+from hidra_cli.api.building import Component, broken, plugin_errors, resolve
 from hidra_cli.api.contract import ContractError, Subject
 from hidra_cli.api.contract_data import check_description
 from hidra_cli.api.data import Dataset, FunctionFamily
-from hidra_cli.api.options import options, plugin_options
 from hidra_cli.api.preprocessing import preprocessing_of
 from hidra_cli.errors import DataError, PluginError, UsageError
 from hidra_cli.images.cache import StoreKey
@@ -33,34 +32,36 @@ class DatasetChoice:
     source: Path | None
 
 
-def choose_dataset(settings: DatasetSettings) -> DatasetChoice:
-    """Resolve and build the plugin of a dataset of images. Imports no torch.
+def choose_dataset(settings: DatasetSettings, component: Component | None = None) -> DatasetChoice:
+    """Build the plugin of a dataset of images. Imports no torch.
+
+    Args:
+        settings: of the dataset.
+        component: its plugin, where it was found before.
 
     Raises:
         UsageError: unknown plugin, option or value, or a family of functions.
         DataError: the source does not exist.
         PluginError: the plugin fails.
     """
-    plugin = registry.find("dataset", settings.name)
-    component = registry.load(plugin)
-    if issubclass(component, FunctionFamily):
+    component = component or resolve("dataset", settings.name, settings.options)
+    plugin = component.plugin
+    if issubclass(component.type, FunctionFamily):
         raise UsageError(
             f"{plugin.name} is a family of functions, and this needs images",
             why="its tasks are drawn as they are needed: there is nothing to prepare or to show",
             fix=f"hidra meta-train --dataset {plugin.name} --backbone mlp --loss mse, then "
             "hidra evaluate RUN",
         )
-    values = plugin_options(plugin.label, options(component), settings.options)
     source = _existing(settings.source)
-    dataset: Dataset = build(plugin, component, source, **values)
+    dataset: Dataset = component.build(source)
     with plugin_errors(plugin):
-        check_description(Subject(component), dataset)
-    all_values = {o.name: values.get(o.name, o.default) for o in options(component)}
-    identity = str(source.resolve()) if source and component.source_is_identity else None
+        check_description(Subject(component.type), dataset)
+    identity = str(source.resolve()) if source and component.type.source_is_identity else None
     key = StoreKey(
         plugin.name,
         plugin.distribution,
-        all_values,
+        component.all_options,
         preprocessing_of(dataset),
         identity,
     )
@@ -158,12 +159,15 @@ def _check_same_source(choice: DatasetChoice, path: Path, downloads: Path) -> No
 
 
 def open_images(
-    settings: DatasetSettings, cache_dir: Path | None, console: Console
+    settings: DatasetSettings,
+    cache_dir: Path | None,
+    console: Console,
+    component: Component | None = None,
 ) -> PreparedImages:
     """The prepared images of a dataset; an embedded one is prepared when it is not there yet."""
     from hidra_cli.images.prepared import open_store
 
-    choice = choose_dataset(settings)
+    choice = choose_dataset(settings, component)
     if choice.dataset.embedded:
         prepare_images(choice, cache_dir, console)
     images = open_store(store_path(choice, cache_dir), choice.plugin.name)

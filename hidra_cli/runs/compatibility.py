@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hidra_cli.api.registry import Kind, find
+from hidra_cli.api import registry
+from hidra_cli.api.building import component_of
+from hidra_cli.api.registry import Kind, Plugin
 from hidra_cli.errors import HidraError, PluginError
+from hidra_cli.runs.components import ModelComponents
 from hidra_cli.runs.model_records import ModelMeta
 from hidra_cli.settings.changes import differing
 from hidra_cli.settings.schema import Settings
@@ -41,26 +44,35 @@ def first_unlike(
     return None
 
 
-def require_plugins(path: Path, meta: ModelMeta) -> None:
-    """Check that the backbone and the head that a file names are installed.
+def require_plugins(path: Path, meta: ModelMeta) -> ModelComponents:
+    """Find the backbone and the head that a file names.
 
     Its dataset is not needed: a model may be used on another one.
 
     Raises:
         PluginError: one is missing; names the package.
+        UsageError: it does not know an option or value.
     """
-    kinds: tuple[Kind, ...] = ("backbone", "head")
-    for kind in kinds:
+    model = meta.settings.model
+    return ModelComponents(
+        backbone=component_of(
+            _required(path, meta, "backbone", model.backbone), model.backbone_options
+        ),
+        head=component_of(_required(path, meta, "head", model.head), model.head_options),
+    )
+
+
+def _required(path: Path, meta: ModelMeta, kind: Kind, name: str) -> Plugin:
+    try:
+        return registry.find(kind, name)
+    except HidraError as exc:
         plugin = meta.plugins[kind]
-        try:
-            find(kind, plugin.name)
-        except HidraError as exc:
-            raise PluginError(
-                f"{path} needs the {kind} '{plugin.name}'",
-                why=f"the file says it came from {plugin.distribution} {plugin.version}, which is "
-                "not installed or has no such plugin",
-                fix=f"pip install {plugin.distribution}=={plugin.version}",
-            ) from exc
+        raise PluginError(
+            f"{path} needs the {kind} '{plugin.name}'",
+            why=f"the file says it came from {plugin.distribution} {plugin.version}, which is "
+            "not installed or has no such plugin",
+            fix=f"pip install {plugin.distribution}=={plugin.version}",
+        ) from exc
 
 
 def _empty_matrix(rows: int, columns: int | None = None, **kwargs: Any) -> Tensor:

@@ -16,23 +16,6 @@ from hidra_cli import __version__
 from hidra_cli.api import registry
 from hidra_cli.engine.kernels import pooled_moments
 from hidra_cli.runs.records import Environment, PluginRecord
-from hidra_cli.settings.schema import Settings
-
-
-def used_plugins(settings: Settings) -> dict[registry.Kind, PluginRecord]:
-    """Distribution and version behind each plugin of a run, as recorded in its files."""
-    names: Mapping[registry.Kind, str] = {
-        "backbone": settings.model.backbone,
-        "head": settings.model.head,
-        "dataset": settings.dataset.name,
-    }
-    plugins = {kind: registry.find(kind, name) for kind, name in names.items()}
-    return {
-        kind: PluginRecord(
-            name=plugin.name, distribution=plugin.distribution, version=plugin.version
-        )
-        for kind, plugin in plugins.items()
-    }
 
 
 def environment(

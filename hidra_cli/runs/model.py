@@ -17,7 +17,7 @@ from hidra_cli.engine.strategies.base import Strategy
 from hidra_cli.engine.strategies.choose import choose
 from hidra_cli.engine.task_batch import TaskBatch
 from hidra_cli.errors import UsageError
-from hidra_cli.runs.build import build_learner, fixed_ways_error
+from hidra_cli.runs.build import build_learner
 from hidra_cli.runs.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -30,6 +30,7 @@ from hidra_cli.runs.compatibility import (
     first_unlike,
     require_plugins,
 )
+from hidra_cli.runs.components import ModelComponents, fixed_ways_error
 from hidra_cli.runs.locate import find_checkpoint
 from hidra_cli.runs.model_records import ModelMeta
 from hidra_cli.runs.network import check_network, needing_network
@@ -86,7 +87,7 @@ class TrainedModel:
 
     def check(self, ways: Sequence[int], image_shape: tuple[int, int, int]) -> None:
         if not self.learner.head.any_ways and set(ways) != {self.max_ways}:
-            raise fixed_ways_error(self.settings.model.head, tuple(ways), self.max_ways)
+            raise fixed_ways_error(self.settings.model.head, ways, self.max_ways)
         if image_shape != self.image_shape:
             c, h, w = self.image_shape
             oc, oh, ow = image_shape
@@ -124,6 +125,7 @@ def load_model(
     *,
     steps: int | None = None,
     normalization: Mode | None = None,
+    components: ModelComponents | None = None,
 ) -> TrainedModel:
     """Restore the model of a run directory (its best checkpoint) or of a checkpoint file.
 
@@ -132,6 +134,7 @@ def load_model(
         device: where its weights go.
         steps: inner steps, instead of the run's own.
         normalization: where statistics come from, instead of the run's own mode.
+        components: its plugins, where they were found before.
 
     Raises:
         DataError: there is no such checkpoint, or it is damaged.
@@ -146,7 +149,7 @@ def load_model(
     if normalization is not None:
         model = replace(settings.model, normalization=normalization)
         settings = settings.model_copy(update={"model": model})
-    learner = restore_learner(checkpoint, meta, settings)
+    learner = restore_learner(checkpoint, meta, settings, components)
     choose_float32(settings.run.precision, device)
     of_run = path.parent.name == "checkpoints"
     name = f"{path.parents[1].name}/{path.stem}" if of_run else path.stem
@@ -161,7 +164,12 @@ def load_model(
     )
 
 
-def restore_learner(checkpoint: Checkpoint, meta: ModelMeta, settings: Settings) -> Learner:
+def restore_learner(
+    checkpoint: Checkpoint,
+    meta: ModelMeta,
+    settings: Settings,
+    components: ModelComponents | None = None,
+) -> Learner:
     """Build a learner and give it a checkpoint's weights, on the CPU.
 
     It is built only as long as it takes no more memory than the weights in the file suggest, and
@@ -171,6 +179,7 @@ def restore_learner(checkpoint: Checkpoint, meta: ModelMeta, settings: Settings)
         checkpoint: the file.
         meta: what it says.
         settings: the file's, or those with another normalization.
+        components: its plugins, where they were found before.
 
     Raises:
         UsageError: the mode's layers have other weights than the checkpoint holds.
@@ -178,7 +187,7 @@ def restore_learner(checkpoint: Checkpoint, meta: ModelMeta, settings: Settings)
         PluginError: a plugin it needs is missing; names the package.
         RunError: the weights do not fit.
     """
-    require_plugins(checkpoint.path, meta)
+    components = components or require_plugins(checkpoint.path, meta)
     held = checkpoint.part("model")
     size = sum(tensor.nbytes for tensor in held.values())
     if meta.network is not None:
@@ -186,7 +195,9 @@ def restore_learner(checkpoint: Checkpoint, meta: ModelMeta, settings: Settings)
     too_large = f"that model takes more memory than weights of {size:,} bytes do"
     limit = MemoryLimit(_SPARE_BYTES + _COPIES * size, restore_error(checkpoint, meta, too_large))
     with limit, needing_network(checkpoint.path, meta):
-        learner = build_learner(settings, meta.image_shape, meta.max_ways, restoring=True)
+        learner = build_learner(
+            settings, components, meta.image_shape, meta.max_ways, restoring=True
+        )
     check_network(checkpoint.path, meta, learner)
     expected = learner.state_dict()
     trained, asked = meta.settings.model.normalization, settings.model.normalization
@@ -220,7 +231,6 @@ def begin_with(learner: Learner, settings: Settings, source: Path) -> StartRecor
     """
     checkpoint = load_checkpoint(find_checkpoint(source))
     meta = checkpoint.model_meta
-    require_plugins(checkpoint.path, meta)
     weights = checkpoint.part("model")
     if (unlike := first_unlike(weights, learner.state_dict())) is not None:
         name, *sizes = unlike

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from hidra_cli.api import registry
-from hidra_cli.api.building import build
+from hidra_cli.api.building import Component, resolve
 from hidra_cli.api.data import FunctionFamily, Split
-from hidra_cli.api.options import options, plugin_options
 from hidra_cli.engine.devices import free_memory
 from hidra_cli.engine.task_batch import TaskBatch
 from hidra_cli.errors import UsageError
@@ -146,27 +144,23 @@ def feasible_ways(source: TaskSource, split: Split, wanted: Iterable[int]) -> tu
     return tuple(n for n in wanted if most is None or n <= most)
 
 
-def choose_functions(settings: DatasetSettings) -> FunctionTasks | None:
-    """Resolve and build the plugin of a family of functions; None where it is one of images.
+def functions_of(component: Component, source: str | None) -> FunctionTasks | None:
+    """Build a plugin that is a family of functions; None where it is a dataset of images.
 
     Raises:
-        UsageError: unknown plugin, option or value, or a source.
+        UsageError: the plugin refuses a value, or there is a source.
         PluginError: the plugin fails.
     """
-    plugin = registry.find("dataset", settings.name)
-    component = registry.load(plugin)
-    if not issubclass(component, FunctionFamily):
+    if not issubclass(component.type, FunctionFamily):
         return None
-    if settings.source is not None:
+    if source is not None:
         raise UsageError(
-            f"{plugin.name} has no source",
+            f"{component.plugin.name} has no source",
             why="it is a family of functions, which hidra draws",
             fix="leave --source out; its options are --data-opt NAME=VALUE",
         )
-    known = options(component)
-    values = plugin_options(plugin.label, known, settings.options)
-    family: FunctionFamily = build(plugin, component, **values)
-    return FunctionTasks(plugin, family, {o.name: values.get(o.name, o.default) for o in known})
+    family: FunctionFamily = component.build()
+    return FunctionTasks(component.plugin, family, component.all_options)
 
 
 def open_tasks(
@@ -175,22 +169,29 @@ def open_tasks(
     console: Console,
     device: torch.device,
     network: NetworkChoice | None = None,
+    component: Component | None = None,
 ) -> TaskSource:
     """What tasks are drawn from: a family of functions, prepared images, or their features.
 
     Images and features are kept on the device where they fit on it beside all else.
 
     Args:
+        settings: of the dataset.
+        cache_dir: where prepared images are kept; None: the usual place.
+        console: of progress.
+        device: where tasks go.
         network: a frozen one, whose features are wanted.
+        component: the dataset's plugin, where it was found before.
 
     Raises:
         DataError: images or features are missing, damaged, or others than those wanted.
     """
-    functions = choose_functions(settings)
+    component = component or resolve("dataset", settings.name, settings.options)
+    functions = functions_of(component, settings.source)
     if functions is not None:
         return functions
     if network is None:
-        images = open_images(settings, cache_dir, console)
+        images = open_images(settings, cache_dir, console, component)
     else:
-        images = open_features(settings, network, cache_dir, console)
+        images = open_features(settings, network, cache_dir, console, component)
     return images.on(device, free_memory(device))

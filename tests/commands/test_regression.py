@@ -136,7 +136,7 @@ def test_the_report_says_what_it_leaves_out(hidra: Hidra, told: tuple[RunDir, An
         (["--backbone=conv4"], "the inputs of sinusoids are numbers", "--backbone mlp"),
         (["--source=."], "a family of functions", "leave --source out"),
         (["--data-opt=period=2"], "period: unknown option", "amplitude"),
-        (["--data-opt=reach=-1"], "reach=-1.0 is not positive", "dataset:sinusoids"),
+        (["--data-opt=reach=-1"], "reach=-1.0 is not positive", "dataset sinusoids"),
         (["--head=maml", "--ways=1-3"], "asked for 1, 2, 3 ways", "any number"),
     ],
 )

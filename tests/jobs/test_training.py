@@ -26,7 +26,7 @@ from hidra_cli.jobs.training.state import restore
 from hidra_cli.jobs.training.trainer import MetaTrainer
 from hidra_cli.runs.checkpoint import load_checkpoint
 from hidra_cli.runs.directory import RunDir, create_run
-from hidra_cli.runs.model import load_model
+from hidra_cli.runs.model import load_model, restore_learner
 from hidra_cli.runs.records import StartRecord
 from hidra_cli.settings.layers import resolve
 from hidra_cli.settings.schema import Settings
@@ -95,8 +95,10 @@ def test_a_run_may_begin_with_the_weights_of_another(
     run = create_run(tmp_path, None, settings)
     run_training(second, run)
     shutil.rmtree(first.path)
-    going_on = MetaTrainer(settings, tiny_images, CPU, restoring=True)
-    restore(going_on, load_checkpoint(run.last))  # what it began with is no longer needed
+    last = load_checkpoint(run.last)  # what it began with is no longer needed
+    learner = restore_learner(last, last.model_meta, settings)
+    going_on = MetaTrainer(settings, tiny_images, CPU, learner=learner)
+    restore(going_on, last)
     assert going_on.progress.iteration == 6
 
 

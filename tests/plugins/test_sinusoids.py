@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hidra_cli.api import FunctionFamily, check_backbone, check_function_family
+from hidra_cli.api.building import resolve
 from hidra_cli.api.data import Split
 from hidra_cli.errors import PluginError
-from hidra_cli.settings.schema import DatasetSettings
 from hidra_cli.tasks.functions import FunctionTasks
 from hidra_cli.tasks.shape import TaskShape
-from hidra_cli.tasks.sources import Sampler, choose_functions, sampler_of
+from hidra_cli.tasks.sources import Sampler, functions_of, sampler_of
 from hidra_plugins.backbones import Mlp
 from hidra_plugins.datasets.sinusoids import Sinusoids
 
@@ -32,9 +32,9 @@ def generator(key: int) -> np.random.Generator:
 
 
 def source(**options: float) -> FunctionTasks:
-    found = choose_functions(DatasetSettings(name="sinusoids", options=options))
-    assert found is not None
-    return found
+    tasks = functions_of(resolve("dataset", "sinusoids", options), None)
+    assert tasks is not None
+    return tasks
 
 
 def sampler(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hidra_cli.images.features import NetworkChoice
     from hidra_cli.jobs.training.resume import Resumed
     from hidra_cli.jobs.training.trainer import MetaTrainer
+    from hidra_cli.runs.components import Components
     from hidra_cli.runs.directory import RunDir
     from hidra_cli.runs.records import Environment, ScoreRecord, Session
     from hidra_cli.settings.schema import Settings
@@ -35,17 +36,21 @@ def _train(
     from hidra_cli.engine.devices import has_tf32
     from hidra_cli.jobs.training.state import restore
     from hidra_cli.jobs.training.trainer import MetaTrainer
-    from hidra_cli.runs.build import check_head_can
+    from hidra_cli.runs.components import resolve_components
     from hidra_cli.runs.metrics import check_log
 
-    check_head_can(settings, settings.tasks.ways)  # before any image is prepared
+    components = resumed.components if resumed is not None else None
+    components = components or resolve_components(settings)  # before any image is prepared
     check_log(settings.run.log)
     device, group = join(settings.run.device, console, stack)
-    data = open_tasks(settings.dataset, cache_dir, console, device, _network(settings))
-    checkpoint = resumed.checkpoint if resumed is not None else None
-    trainer = MetaTrainer(settings, data, device, restoring=checkpoint is not None, group=group)
-    if checkpoint is not None:
-        restore(trainer, checkpoint)
+    network = _network(settings, components)
+    data = open_tasks(settings.dataset, cache_dir, console, device, network, components.dataset)
+    learner = resumed.learner if resumed is not None else None
+    trainer = MetaTrainer(
+        settings, data, device, components=components, learner=learner, group=group
+    )
+    if resumed is not None and resumed.checkpoint is not None:
+        restore(trainer, resumed.checkpoint)
     group.check_equal("settings and data", f"{settings.to_toml()}\n{data.content_hash}")
     group.check_equal("checkpoint", str(trainer.progress.iteration))
     if settings.run.precision == "tf32" and not has_tf32(device):
@@ -58,7 +63,7 @@ def _train(
         from hidra_cli.runs.plugin_check import check_plugins
 
         learner, ways = trainer.learner, max(settings.tasks.ways)
-        check_plugins(settings.model, data.image_shape, learner.backbone.features, ways)
+        check_plugins(components, data.image_shape, learner, ways)
         try_out(trainer, console)
         return
     run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, group, stack)
@@ -66,14 +71,15 @@ def _train(
         _train_and_test(trainer, test_episodes, run, resumed, console)
 
 
-def _network(settings: Settings) -> NetworkChoice | None:
+def _network(settings: Settings, components: Components) -> NetworkChoice | None:
     """The frozen network whose features tasks are drawn from; None where images are."""
     from hidra_cli.images.open import choose_dataset
     from hidra_cli.runs.build import frozen_network
 
     if settings.model.normalization != "frozen":
         return None
-    return frozen_network(settings.model, choose_dataset(settings.dataset).dataset.image_shape)
+    dataset = choose_dataset(settings.dataset, components.dataset).dataset
+    return frozen_network(settings.model, dataset.image_shape, components.backbone)
 
 
 def _new_run(
@@ -163,7 +169,7 @@ def _record_start(
     from hidra_cli.runs.records import Environment, Session, record_or_none
     from hidra_cli.system.files import write_atomically, write_json
 
-    now = environment(trainer.device, trainer.plugins, trainer.group.size).model_copy(
+    now = environment(trainer.device, trainer.components.records, trainer.group.size).model_copy(
         update={"strategy": trainer.strategy.name, "start": trainer.start}
     )
     facts = now.model_copy(update={"dataset": dict(trainer.data.attributes)})
@@ -223,7 +229,7 @@ def _test(
 
     settings, objective, (shots,) = trainer.settings, trainer.objective, sampler.shots
     trainer.group.wait()  # until the first process has written that model
-    model = load_model(run.path, trainer.device)
+    model = load_model(run.path, trainer.device, components=trainer.components)
     episodes = settings.outer.test_episodes
     cells = evaluate_plan(
         [(model, ways) for ways in sampler.ways],

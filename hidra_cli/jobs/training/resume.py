@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hidra_cli.engine.learner import Learner
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.runs.checkpoint import Checkpoint, load_checkpoint
+from hidra_cli.runs.compatibility import require_plugins
+from hidra_cli.runs.components import Components, resolve_components
 from hidra_cli.runs.directory import RunDir
-from hidra_cli.runs.environment import used_plugins
 from hidra_cli.runs.model import restore_learner
 from hidra_cli.runs.records import RunResult, record_or_none
 from hidra_cli.settings.changes import check_resumable
@@ -29,12 +31,16 @@ class Resumed:
         checkpoint: where it goes on; None where it was stopped before its first checkpoint.
         settings: those it was begun with, with what may change changed, and their origins.
         warnings: what a person should know.
+        components: its plugins; None without a checkpoint, as is the learner.
+        learner: with the weights of the checkpoint.
     """
 
     run: RunDir
     checkpoint: Checkpoint | None
     settings: Resolved
     warnings: list[str]
+    components: Components | None = None
+    learner: Learner | None = None
 
     @property
     def iteration(self) -> int:
@@ -52,24 +58,24 @@ def resume(
         PluginError, RunError: as `restore_learner`.
     """
     checkpoint, damage = newest_checkpoint(run)
-    if checkpoint is None:
-        before = settings_of(run)
-    else:
-        before = checkpoint.model_meta.settings
-        restore_learner(checkpoint, checkpoint.model_meta, before)
+    before = settings_of(run) if checkpoint is None else checkpoint.model_meta.settings
     base = (f"run {run.path.name}", before.model_dump(exclude_none=True))
     now = resolve(flags, config=config, preset=preset, base=base)
     check_resumable(before, now)
-    resumed = Resumed(run, checkpoint, now, [damage] if damage else [])
-    if checkpoint is not None:
-        resumed.warnings.extend(_changed_plugins(checkpoint, now.settings))
-    if now.settings.outer.iterations < resumed.iteration:
+    warnings = [damage] if damage else []
+    if checkpoint is None:
+        return Resumed(run, None, now, warnings)
+    meta, settings = checkpoint.model_meta, now.settings
+    components = resolve_components(settings, require_plugins(checkpoint.path, meta))
+    learner = restore_learner(checkpoint, meta, settings, components)
+    if settings.outer.iterations < meta.iteration:
         raise UsageError(
-            f"the run {run.path} is at iteration {resumed.iteration} already",
-            why=f"--iterations {now.settings.outer.iterations} is less",
-            fix=f"--iterations {resumed.iteration} or more",
+            f"the run {run.path} is at iteration {meta.iteration} already",
+            why=f"--iterations {settings.outer.iterations} is less",
+            fix=f"--iterations {meta.iteration} or more",
         )
-    return resumed
+    warnings += _changed_plugins(checkpoint, components)
+    return Resumed(run, checkpoint, now, warnings, components, learner)
 
 
 def newest_checkpoint(run: RunDir) -> tuple[Checkpoint | None, str]:
@@ -116,13 +122,13 @@ def settings_of(run: RunDir) -> Settings:
     return resolve({}, environ={}, base=(str(run.config), tables)).settings
 
 
-def _changed_plugins(checkpoint: Checkpoint, settings: Settings) -> list[str]:
+def _changed_plugins(checkpoint: Checkpoint, components: Components) -> list[str]:
     """Versions that differ from those the run was begun with."""
     recorded = checkpoint.model_meta.plugins
     return [
         f"the {kind} '{now.name}' is of {now.distribution} {now.version} now, "
         f"the run was begun with {recorded[kind].version}"
-        for kind, now in used_plugins(settings).items()
+        for kind, now in components.records.items()
         if recorded[kind] != now
     ]
 

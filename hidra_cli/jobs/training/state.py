@@ -124,7 +124,7 @@ def _meta(trainer: MetaTrainer) -> CheckpointMeta:
     data, progress = trainer.data, trainer.progress
     return CheckpointMeta(
         settings=trainer.settings,
-        plugins=trainer.plugins,
+        plugins=trainer.components.records,
         problem=trainer.objective.name,
         image_shape=data.image_shape,
         max_ways=max(trainer.settings.tasks.ways),

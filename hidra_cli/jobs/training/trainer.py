@@ -15,8 +15,8 @@ from hidra_cli.engine.strategies.choose import Choice, choose
 from hidra_cli.engine.task_batch import TaskBatch
 from hidra_cli.jobs.training.schedule import inner_at, outer_scale, parameter_groups
 from hidra_cli.jobs.training.validation import Validation, Validator
-from hidra_cli.runs.build import build_learner, check_head_can, check_objective
-from hidra_cli.runs.environment import used_plugins
+from hidra_cli.runs.build import build_learner
+from hidra_cli.runs.components import Components, check_objective, resolve_components
 from hidra_cli.runs.model import begin_with, inner_loop
 from hidra_cli.runs.plugin_check import check_learner
 from hidra_cli.runs.records import StartRecord
@@ -67,7 +67,8 @@ class MetaTrainer:
         settings: of the run.
         data: what tasks are drawn from.
         device: where the model and the episodes live.
-        restoring: a checkpoint will be restored, so that pre-trained weights are not read.
+        components: the plugins, where they were found before.
+        learner: that a checkpoint holds, to go on with; None builds a new one.
         group: the processes that share each meta-batch. All of them take every step, with the
             same result; the first one writes.
 
@@ -82,12 +83,14 @@ class MetaTrainer:
         data: TaskSource,
         device: torch.device,
         *,
-        restoring: bool = False,
+        components: Components | None = None,
+        learner: Learner | None = None,
         group: ProcessGroup = SINGLE,
     ) -> None:
-        check_head_can(settings, settings.tasks.ways)
-        check_objective(settings, data)
+        components = components or resolve_components(settings)
+        check_objective(settings.model, components, data)
         self.settings = settings
+        self.components = components
         self.data = data
         self.device = device
         self.group = group
@@ -95,13 +98,15 @@ class MetaTrainer:
         self.objective = objective_of(data)
         self.train_episodes = _train_episodes(settings, data, device)
         self.validator = Validator(settings, data, device, group)
-        learner, self.start = _new_learner(settings, data, restoring)
+        self.start: StartRecord | None = None
+        if learner is None:
+            learner, self.start = _new_learner(settings, components, data)
+        check_learner(learner, components, data.image_shape, min(settings.tasks.ways))
         self.learner = learner.to(device)
         self.choice = _strategy(settings, data, self.learner, device)
         self.strategy = self.choice.strategy
         self.names = [name for name, _ in self.learner.named_parameters()]
         self.optimizer = torch.optim.Adam(parameter_groups(self.learner, settings.outer))
-        self.plugins = used_plugins(settings)
         self.progress = Progress()
 
     @property
@@ -204,21 +209,16 @@ def _train_episodes(settings: Settings, data: TaskSource, device: torch.device) 
 
 
 def _new_learner(
-    settings: Settings, data: TaskSource, restoring: bool
+    settings: Settings, components: Components, data: TaskSource
 ) -> tuple[Learner, StartRecord | None]:
     """The learner before its first step, and the checkpoint that it begins with."""
-    begin_from = None if restoring else settings.model.start_from
+    begin_from, max_ways = settings.model.start_from, max(settings.tasks.ways)
     learner = build_learner(
-        settings,
-        data.image_shape,
-        max(settings.tasks.ways),
-        restoring=restoring or begin_from is not None,
+        settings, components, data.image_shape, max_ways, restoring=begin_from is not None
     )
-    start = None
-    if begin_from is not None:
-        start = begin_with(learner, settings, Path(begin_from))
-    check_learner(learner, settings.model, data.image_shape, min(settings.tasks.ways))
-    return learner, start
+    if begin_from is None:
+        return learner, None
+    return learner, begin_with(learner, settings, Path(begin_from))
 
 
 def _strategy(
