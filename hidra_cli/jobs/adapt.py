@@ -185,29 +185,26 @@ def adapt_pictures(
     check_finite(adapted)
     suspects = () if held_out is None else _suspects(model, held_out, data)
     mistakes = _mistakes(model, task, adapted, held_out, classes)
-    name = f"{pictures.support.resolve().name}-{len(classes)}w"
-    usual = results_home(model.path) / "adapted" / name
-    folder = made(usual, own=True) if request.out is None else made(request.out)
-    path = folder / CLASSIFIER_FILE
+    path, other = _place(pictures.support, model, len(classes), request.out)
     queries = len(task.query_labels)
     task = replace(task, support_images=data.images)
-    save_classifier(
-        path, model, adapted.weights, task, classes, data.preprocessing, keep=request.keep
-    )
-    other = usual if request.out is None and folder != usual else None
+    seen = data.preprocessing
+    save_classifier(path, model, adapted.weights, task, classes, seen, keep=request.keep)
+    audit = data.audit
     return OwnAdaptation(
-        choice,
-        model,
-        counts,
-        held_out,
-        adapted,
-        mistakes,
-        queries,
-        data.audit,
-        suspects,
-        path,
-        other,
+        choice, model, counts, held_out, adapted, mistakes, queries, audit, suspects, path, other
     )
+
+
+def _place(
+    support: Path, model: TrainedModel, ways: int, out: Path | None
+) -> tuple[Path, Path | None]:
+    """The file of the classifier, in a folder that is made; the usual folder, where it is taken."""
+    if out is not None:
+        return made(out) / CLASSIFIER_FILE, None
+    usual = results_home(model.path) / "adapted" / f"{support.resolve().name}-{ways}w"
+    folder = made(usual, own=True)
+    return folder / CLASSIFIER_FILE, None if folder == usual else usual
 
 
 def _suspects(model: TrainedModel, held_out: HeldOut, data: OwnData) -> tuple[Suspect, ...]:

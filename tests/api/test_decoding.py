@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from hidra_cli.api import ArchiveMember, DataError, ImageClass
-from hidra_cli.api.decoding import LARGEST_SOURCE, decode_class, decode_image, read_picture, turned
+from hidra_cli.api.decoding import (
+    LARGEST_SOURCE,
+    TOO_LARGE,
+    decode_class,
+    decode_image,
+    read_picture,
+    turned,
+)
 from hidra_cli.api.preprocessing import Preprocessing
 
 RED, WHITE = (200, 30, 60), (255, 255, 255)
@@ -246,7 +253,7 @@ def test_an_image_of_more_pixels_than_the_limit_is_refused(tmp_path: Path) -> No
         with pytest.raises(DataError, match=r"huge\.\w+ cannot be read") as caught:
             read_picture(path, Preprocessing((1, 28, 28)), max_pixels=59_999)
         assert caught.value.why == "it has 60,000 pixels, and the limit is 59,999"
-        assert "--max-pixels" in caught.value.fix
+        assert caught.value.fix == TOO_LARGE
         pixels = read_picture(path, Preprocessing((1, 28, 28)), max_pixels=60_000).pixels
         assert np.abs(pixels.astype(int) - 90).max() <= 1
     bomb = stored(tmp_path, Image.new("1", (20_000, 15_000)), "bomb.png")
