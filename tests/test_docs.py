@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import re
 import runpy
 import shlex
@@ -228,3 +229,49 @@ def test_the_index_names_every_page() -> None:
     index = INDEX.read_text()
     for page in (ROOT / "docs").glob("*.md"):
         assert page == INDEX or f"({page.name})" in index
+
+
+GLOSSARY = "quick-start.md#the-words-in-this-table"
+INTERVAL = re.compile(r"\d+\.\d+ ± \d+\.\d+")
+QUICK_START = ROOT / "docs" / "quick-start.md"
+RESULTS = ROOT / "docs" / "results.md"
+CARD = ROOT / "data" / "models" / "omniglot-any.md"
+
+
+def intervals(text: str) -> set[str]:
+    """Every `90.90 ± 0.67` of a text."""
+    return set(INTERVAL.findall(text))
+
+
+def test_every_page_links_to_the_glossary() -> None:
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        assert page == QUICK_START or f"]({GLOSSARY})" in page.read_text(), page.name
+
+
+def test_the_table_of_the_default_run_stands_on_one_page() -> None:
+    rows = re.findall(r"^│ \d+ +│ (.+?) │", QUICK_START.read_text(), re.MULTILINE)
+    assert len(rows) == 4
+    for page in PAGES:
+        if page.name not in ("quick-start.md", "README.md"):
+            assert not set(rows) & intervals(page.read_text()), page.name
+
+
+def test_the_readme_quotes_numbers_of_other_pages() -> None:
+    sources = [*(ROOT / "docs").glob("*.md"), *(ROOT / "data" / "models").glob("*.md")]
+    known = set().union(*(intervals(page.read_text()) for page in sources))
+    assert intervals((ROOT / "README.md").read_text()) <= known
+
+
+def test_the_numbers_of_omniglot_any_are_those_of_its_record() -> None:
+    record = json.loads((ROOT / "docs" / "results" / "omniglot-any.json").read_text())
+    measured = {
+        f"{100 * row['accuracy']:.2f} ± {100 * row['interval']:.2f}"
+        for evaluation in record["evaluations"]
+        for row in evaluation["results"]
+    }
+    assert intervals(CARD.read_text()) == measured
+    page = RESULTS.read_text()
+    (row,) = re.findall(r"^\| `omniglot-any` .*$", page, re.MULTILINE)
+    assert len(intervals(row)) == 5
+    assert intervals(row) <= measured
+    assert measured <= intervals(page)
