@@ -63,7 +63,7 @@ def test_a_separate_package_goes_the_whole_way(site: Path, cache_dir: Path, tmp_
     listed = hidra(site, "plugins", "list", "--json")
     theirs = {"name": "shifted", "distribution": "hidra-shifted", "version": "2.3"}
     assert {"kind": "head", **theirs} in json.loads(listed.stdout)["plugins"]
-    shown = json.loads(hidra(site, "plugins", "show", "head:shifted", "--json").stdout)
+    shown = json.loads(hidra(site, "plugins", "show", "head", "shifted", "--json").stdout)
     assert shown["options"] == [
         {"name": "value", "type": "float", "required": False, "default": 0.5,
          "help": "of every weight"}

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 
 class PluginClass(Head):
-    """Neurons drawn afresh for every task around one that the outer loop learns."""
+    """Neurons drawn for every task around one that all tasks share."""
 
     api_version = 1
     any_ways = True
+    # It moves all logits alike, which softmax cancels: the outer loop leaves it as it is.
+    common_parameters = ("mean",)
 
     def __init__(
         self,
@@ -29,7 +31,7 @@ class PluginClass(Head):
         if not spread >= 0:
             raise ValueError(f"spread={spread} is negative")
         self.spread = spread
-        self.mean = nn.Parameter(torch.zeros(features))  # parameters are learned over all tasks
+        self.mean = nn.Parameter(torch.zeros(features))  # parameters are meta-parameters
 
     def initialize(
         self,

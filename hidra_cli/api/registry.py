@@ -10,7 +10,6 @@ import contextlib
 import inspect
 import json
 import os
-import sys
 import traceback
 from dataclasses import dataclass
 from functools import cache
@@ -119,8 +118,7 @@ def load(plugin: Plugin) -> type[Any]:
         PluginError: the import failed, or the class is not what its entry point promises.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result of ours
-            loaded = plugin.entry_point.load()
+        loaded = plugin.entry_point.load()
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # a plugin may even raise SystemExit; the command must go on

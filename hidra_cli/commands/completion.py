@@ -37,11 +37,9 @@ def datasets() -> list[Offer]:
     return _plugins("dataset")
 
 
-def kinds_and_plugins() -> list[Offer]:
-    """KIND:NAME of every plugin."""
-    from hidra_cli.api.registry import KINDS
-
-    return [(f"{kind}:{name}", what) for kind in KINDS for name, what in _plugins(kind)]
+def plugins_of_the_kind(ctx: typer.Context) -> list[Offer]:
+    """Plugins of the kind that was typed before."""
+    return _plugins(str(ctx.params.get("kind")))
 
 
 def presets() -> list[Offer]:
@@ -121,7 +119,7 @@ def complete(app: Callable[[], object]) -> NoReturn:
 
 
 def _join_words() -> str:
-    """Put together what bash took apart at `:` and `=`.
+    """Put together what bash took apart at `=`.
 
     Returns:
         The part of the word being typed that bash leaves as it is.
@@ -132,7 +130,7 @@ def _join_words() -> str:
     joined: list[str] = []
     glue = False
     for word in words:
-        parts = bool(re.fullmatch(r"[:=]+", word)) and bool(joined)
+        parts = bool(re.fullmatch("=+", word)) and bool(joined)
         if parts or glue:
             joined[-1] += word
         else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from inspect import Parameter
 from pathlib import Path
@@ -63,7 +65,10 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the result files.")]
 
 
 def with_console(command: Callable[Concatenate[Console, P], None]) -> Callable[..., None]:
-    """Give a command --json, --quiet, --verbose and --debug, and a console that follows them."""
+    """Give a command --json, --quiet, --verbose and --debug, and a console that follows them.
+
+    What anything else prints meanwhile, such as a plugin, goes to stderr: stdout is for results.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -71,7 +76,8 @@ def with_console(command: Callable[Concatenate[Console, P], None]) -> Callable[.
 
         json_output, quiet, verbose, _ = (bool(kwargs.pop(flag.name)) for flag in _OUTPUT)
         console = Terminal(json_output=json_output, verbosity=-1 if quiet else int(verbose))
-        command(console, *args, **kwargs)
+        with contextlib.redirect_stdout(sys.stderr):
+            command(console, *args, **kwargs)
 
     return with_parameters(run, [*parameters_of(command, without="console"), *_OUTPUT])
 

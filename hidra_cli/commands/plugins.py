@@ -1,9 +1,9 @@
-"""`hidra plugins`: what is installed, and what each plugin can be told."""
+"""`hidra plugins`: what is installed, what it declares, whether it keeps its contract."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from hidra_cli.system.console import Console
 
 app = typer.Typer(
-    help="List, inspect and begin backbones, heads and datasets.", no_args_is_help=True
+    help="List, show, check and begin backbones, heads and datasets.", no_args_is_help=True
 )
+
+
+Kind = Annotated[Literal["head", "backbone", "dataset"], typer.Argument(help="Kind of plugin.")]
+Name = Annotated[
+    str, typer.Argument(help="Its name.", autocompletion=completion.plugins_of_the_kind)
+]
 
 
 @app.command("list")
@@ -23,112 +29,69 @@ app = typer.Typer(
 def list_plugins(console: Console) -> None:
     """List every installed plugin, without importing any.
 
-    Next: hidra plugins show head:hidra
+    Next: hidra plugins show head hidra
     """
     from hidra_cli.api.registry import KINDS, plugins
+    from hidra_cli.reports.plugins import show_list
 
-    found = [plugin for kind in KINDS for plugin in plugins(kind)]
-    console.table(
-        "Plugins",
-        ["kind", "name", "distribution", "version"],
-        [[p.kind, p.name, p.distribution, p.version] for p in found],
-        left=4,
-    )
-    console.result(
-        {
-            "plugins": [
-                {
-                    "kind": p.kind,
-                    "name": p.name,
-                    "distribution": p.distribution,
-                    "version": p.version,
-                }
-                for p in found
-            ]
-        }
-    )
+    show_list([plugin for kind in KINDS for plugin in plugins(kind)], console)
 
 
 @app.command("show")
 @flags.with_console
-def show(
-    console: Console,
-    plugin: Annotated[
-        str,
-        typer.Argument(
-            help="KIND:NAME, for example head:hidra.", autocompletion=completion.kinds_and_plugins
-        ),
-    ],
-) -> None:
-    """Show a plugin's distribution, abilities, options and whether it loads.
+def show(console: Console, kind: Kind, name: Name) -> None:
+    """Show what a plugin declares, its options, where it comes from and whether it loads.
 
     Examples:
 
-      hidra plugins show head:hidra
+      hidra plugins show head hidra
 
-      hidra plugins show dataset:omniglot
+      hidra plugins show dataset omniglot
     """
-    import inspect
+    from hidra_cli.jobs.plugins import declared
+    from hidra_cli.reports.plugins import show_declared
 
-    from hidra_cli.api import registry
-    from hidra_cli.api.options import options
-    from hidra_cli.errors import UsageError, nearest
+    show_declared(declared(kind, name), console)
 
-    kind, colon, name = plugin.partition(":")
-    if not colon or kind not in registry.KINDS:
-        raise UsageError(
-            f"'{plugin}' does not name a plugin",
-            why=nearest(kind, registry.KINDS),
-            fix="write KIND:NAME with a kind of " + ", ".join(registry.KINDS),
-        )
-    found = registry.find(kind, name)
-    component = registry.load(found)
-    known = options(component)
-    summary = inspect.getdoc(component) or ""
-    abilities = _abilities(component)
-    console.print(f"{kind}:{found.name} — {summary.splitlines()[0] if summary else ''}")
-    console.print(f"  from      {found.distribution} {found.version} ({found.entry_point.value})")
-    console.print(f"  status    loads, plugin API {component.api_version}")
-    for key, value in abilities.items():
-        console.print(f"  {key:<9} {value}")
-    console.table(
-        "Options",
-        ["name", "type", "default", "meaning"],
-        [
-            [o.name, o.type_name, "must be given" if o.required else str(o.default), o.help]
-            for o in known
-        ],
-        left=4,
-    )
-    console.result(
-        {
-            "kind": kind,
-            "name": found.name,
-            "distribution": found.distribution,
-            "version": found.version,
-            "status": "loads",
-            "api_version": component.api_version,
-            "summary": summary,
-            "abilities": abilities,
-            "options": [
-                {
-                    "name": o.name,
-                    "type": o.type_name,
-                    "required": o.required,
-                    "default": o.default,
-                    "help": o.help,
-                }
-                for o in known
-            ],
-        }
-    )
+
+@app.command("check")
+@flags.with_console
+def check(
+    console: Console,
+    kind: Kind,
+    name: Name,
+    opt: Annotated[
+        list[str] | None, typer.Option(help="Option of the plugin.", metavar="NAME=VALUE")
+    ] = None,
+    source: flags.Source = None,
+    cache_dir: flags.CacheDir = None,
+) -> None:
+    """Check a plugin against its contract: what it gives, what it leaves, what it declares.
+
+    A fault names the line of the plugin's code and says what to write instead.
+
+    Examples:
+
+      hidra plugins check head hidra
+
+      hidra plugins check backbone conv4 --opt filters=8
+
+      hidra plugins check dataset glyphs
+    """
+    from hidra_cli.jobs.plugins import CheckRequest, check_plugin
+    from hidra_cli.reports.plugins import show_checked
+
+    options = flags.assignments("--opt", opt)
+    show_checked(check_plugin(CheckRequest(kind, name, options, source, cache_dir)), console)
 
 
 @app.command("new")
 @flags.with_console
 def new(
     console: Console,
-    kind: Annotated[Literal["head", "backbone", "dataset"], typer.Argument(help="What to begin.")],
+    kind: Annotated[
+        Literal["head", "backbone", "dataset", "functions"], typer.Argument(help="What to begin.")
+    ],
     name: Annotated[str, typer.Argument(help="Its name, for example prototype.")],
     out: Annotated[
         Path | None,
@@ -137,7 +100,7 @@ def new(
         ),
     ] = None,
 ) -> None:
-    """Write a package with a plugin that works as it is, to begin one's own from.
+    """Write a package with a plugin that works as it is: change it into yours.
 
     It has one module, a test that checks the contract, a pyproject.toml and a README.
 
@@ -147,7 +110,9 @@ def new(
 
       hidra plugins new dataset birds --out ~/src/birds
 
-    Next: pip install -e FOLDER
+      hidra plugins new functions lines
+
+    Next: pip install -e 'FOLDER[test]'
     """
     import shlex
 
@@ -182,17 +147,17 @@ def _check_free(skeleton: Skeleton) -> None:
     from hidra_cli.errors import UsageError
     from hidra_cli.jobs.new_plugin import fault_of
 
-    kind, name = skeleton.kind, skeleton.name
+    kind, name, registered = skeleton.kind, skeleton.name, skeleton.registered
     if fault := fault_of(name):
         raise UsageError(
             f"'{name}' cannot be the name of a {kind}",
             why=fault,
             fix=f"choose another: hidra plugins new {kind} my-{kind}",
         )
-    taken = next((p for p in plugins(kind) if p.name == name), None)
+    taken = next((p for p in plugins(registered) if p.name == name), None)
     if taken is not None:
         raise UsageError(
-            f"there is a {kind} called '{name}' already",
+            f"there is a {registered} called '{name}' already",
             why=f"{taken.distribution} {taken.version} brings it, and one of two that share a name "
             "must always be written with its distribution",
             fix="choose another name (`hidra plugins list` shows those that are taken)",
@@ -216,18 +181,3 @@ def _write(skeleton: Skeleton, folder: Path) -> None:
             why=exc.strerror or str(exc).split("\n")[0],
             fix="choose another place with --out; nothing half-written was left",
         ) from exc
-
-
-def _abilities(component: type[Any]) -> dict[str, str]:
-    from hidra_cli.api import FunctionFamily
-
-    if hasattr(component, "any_ways"):
-        return {"ways": "any number" if component.any_ways else "one fixed number"}
-    if issubclass(component, FunctionFamily):
-        tasks = "functions, drawn as needed"
-        return {"licence": component.licence, "homepage": component.homepage, "tasks": tasks}
-    if hasattr(component, "licence"):
-        source = "--source or a download" if component.downloadable else "--source"
-        source = "generated, no download" if component.embedded else source
-        return {"licence": component.licence, "homepage": component.homepage, "images": source}
-    return {}

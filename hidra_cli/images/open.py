@@ -53,7 +53,7 @@ def choose_dataset(settings: DatasetSettings, component: Component | None = None
             fix=f"hidra meta-train --dataset {plugin.name} --backbone mlp --loss mse, then "
             "hidra evaluate RUN",
         )
-    source = _existing(settings.source)
+    source = existing_source(settings.source)
     dataset: Dataset = component.build(source)
     with plugin_errors(plugin):
         check_description(Subject(component.type), dataset)
@@ -68,7 +68,12 @@ def choose_dataset(settings: DatasetSettings, component: Component | None = None
     return DatasetChoice(plugin, dataset, key, source)
 
 
-def _existing(source: str | None) -> Path | None:
+def existing_source(source: str | None) -> Path | None:
+    """The path of what `--source` names.
+
+    Raises:
+        DataError: it does not exist.
+    """
     if source is None:
         return None
     path = Path(source)

@@ -15,7 +15,16 @@ from pathlib import Path
 from string import Template
 from typing import Literal
 
+from hidra_cli.api.registry import Kind
+
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_WORDS = {"functions": "family of functions"}
+_REQUIREMENTS = {
+    "head": '"hidra-cli", "torch"',
+    "backbone": '"hidra-cli", "torch"',
+    "dataset": '"hidra-cli"',
+    "functions": '"hidra-cli", "numpy"',
+}
 _LONGEST = 25  # keeps every line of code within 100 columns
 
 
@@ -40,8 +49,13 @@ class _Template(Template):
 class Skeleton:
     """One plugin package, not yet written."""
 
-    kind: Literal["head", "backbone", "dataset"]
+    kind: Literal["head", "backbone", "dataset", "functions"]
     name: str
+
+    @property
+    def registered(self) -> Kind:
+        """The kind that it is installed as: a family of functions is a dataset."""
+        return "dataset" if self.kind == "functions" else self.kind
 
     @property
     def distribution(self) -> str:
@@ -64,20 +78,23 @@ class Skeleton:
             "head": f"hidra meta-train --head {self.name}",
             "backbone": f"hidra meta-train --backbone {self.name}",
             "dataset": f"hidra prepare {self.name} --source FOLDER",
+            "functions": f"hidra meta-train --dataset {self.name} --backbone mlp --loss mse",
         }
-        show = f"hidra plugins show {self.kind}:{self.name}"
-        return ("pip install -e .", "pytest", show, use[self.kind])
+        check = f"hidra plugins check {self.registered} {self.name}"
+        check += " --source FOLDER" * (self.kind == "dataset")
+        return ("pip install -e '.[test]'", "python -m pytest", check, use[self.kind])
 
     def files(self) -> dict[str, str]:
         """Path inside the package → text."""
         templates = resources.files("hidra_data") / "plugin_templates"
         values = {
-            "Kind": self.kind,
+            "Kind": _WORDS.get(self.kind, self.kind),
             "Name": self.name,
             "Distribution": self.distribution,
             "Module": self.module,
             "Class": self.class_name,
-            "Requirements": '"hidra-cli"' if self.kind == "dataset" else '"hidra-cli", "torch"',
+            "Group": f"hidra.{self.registered}s",
+            "Requirements": _REQUIREMENTS[self.kind],
             "Commands": "\n".join(self.commands),
         }
         sources = {

@@ -75,6 +75,20 @@ def _required(path: Path, meta: ModelMeta, kind: Kind, name: str) -> Plugin:
         ) from exc
 
 
+def other_versions(meta: ModelMeta, components: ModelComponents) -> list[str]:
+    """The plugins of a file that are here in another version than it was written with.
+
+    hidra's own are left out: its later versions read files of earlier ones.
+    """
+    return [
+        f"the {here.kind} '{here.name}' is of {here.distribution} {here.version} here, and was of "
+        f"{record.distribution} {record.version} when the model was trained"
+        for here in (components.backbone.plugin, components.head.plugin)
+        if (record := meta.plugins[here.kind]).version != here.version
+        and here.distribution != registry.OWN_DISTRIBUTION
+    ]
+
+
 def _empty_matrix(rows: int, columns: int | None = None, **kwargs: Any) -> Tensor:
     return torch.empty(rows, rows if columns is None else columns, **kwargs)
 

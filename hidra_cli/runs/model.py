@@ -28,6 +28,7 @@ from hidra_cli.runs.compatibility import (
     MemoryLimit,
     differing_models,
     first_unlike,
+    other_versions,
     require_plugins,
 )
 from hidra_cli.runs.components import ModelComponents, fixed_ways_error
@@ -36,6 +37,7 @@ from hidra_cli.runs.model_records import ModelMeta
 from hidra_cli.runs.network import check_network, needing_network
 from hidra_cli.runs.records import StartRecord
 from hidra_cli.settings.schema import Settings
+from hidra_cli.system.console import Console
 from hidra_cli.system.memory import available_memory, keep_freed_memory
 from hidra_cli.tasks.objective import Objective
 
@@ -187,7 +189,10 @@ def restore_learner(
         PluginError: a plugin it needs is missing; names the package.
         RunError: the weights do not fit.
     """
-    components = components or require_plugins(checkpoint.path, meta)
+    if components is None:
+        components = require_plugins(checkpoint.path, meta)
+        for line in other_versions(meta, components):
+            Console().warn(line)
     held = checkpoint.part("model")
     size = sum(tensor.nbytes for tensor in held.values())
     if meta.network is not None:

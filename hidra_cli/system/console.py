@@ -48,6 +48,7 @@ class Console:
     def __init__(self, *, json_output: bool = False, verbosity: int = 0) -> None:
         self.json_output = json_output
         self.verbosity = verbosity
+        self._results = sys.stdout  # where `print` of others may come to write elsewhere
         self._log: IO[str] | None = None
 
     @contextmanager
@@ -106,12 +107,12 @@ class Console:
     def raw(self, text: str) -> None:
         """A result in a form for other programs, as it is; left out where JSON was asked for."""
         if not self.json_output:
-            sys.stdout.write(text)
+            self._results.write(text)
 
     def result(self, result: Any) -> None:
         """The result as one JSON object, where JSON was asked for."""
         if self.json_output:
-            sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+            self._results.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     @contextmanager
     def progress(self, what: str, total: int | None = None) -> Iterator[Advance]:
@@ -125,7 +126,7 @@ class Console:
 
     def _show_result(self, text: str) -> None:
         """A line on stdout."""
-        sys.stdout.write(f"{printable(text)}\n")
+        self._results.write(f"{printable(text)}\n")
 
     def _show_table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int

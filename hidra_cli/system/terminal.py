@@ -30,7 +30,7 @@ class Terminal(Console):
 
     def __init__(self, *, json_output: bool = False, verbosity: int = 0) -> None:
         super().__init__(json_output=json_output, verbosity=verbosity)
-        self._out = RichConsole(highlight=False, emoji=False)
+        self._out = RichConsole(file=self._results, highlight=False, emoji=False)
         self._err = RichConsole(stderr=True, highlight=False, emoji=False)
         if not self._out.is_terminal:
             self._out.width = max(self._out.width, 120)

@@ -13,7 +13,7 @@ import pytest
 
 from hidra_cli.api import registry
 
-from ..conftest import TINY_DATA, Finished, Hidra
+from ..conftest import TINY_DATA, TINY_RUN, Finished, Hidra
 from ..test_examples import hidra as hidra_with
 
 HEAD = """
@@ -220,7 +220,12 @@ def site(tmp_path: Path) -> Path:
     write_package(tmp_path / "site", "head", "wide", changed(HEAD, _LOGITS, _LOGITS + "[:, :1]"))
     write_package(tmp_path / "site", "backbone", "broken", "def broken(:")
     write_package(tmp_path / "site", "dataset", "absent", "import a_package_that_is_missing")
-    write_package(tmp_path / "site", "head", "noisy", "print('hello')\n" + HEAD)
+    write_package(
+        tmp_path / "site",
+        "head",
+        "noisy",
+        "print('hello')\n" + changed(HEAD, _LOGITS, "print('a call')\n        " + _LOGITS),
+    )
     return tmp_path / "site"
 
 
@@ -241,7 +246,16 @@ def test_a_faulty_plugin_is_named_in_a_process_of_its_own(site: Path, cache_dir:
         assert_blamed(Finished(done.returncode, done.stdout, done.stderr), "head", name, told)
 
 
-def test_what_a_plugin_prints_is_no_result(site: Path) -> None:
-    done = hidra_with(site, "plugins", "show", "head:noisy", "--json")
+def test_what_a_plugin_prints_is_no_result(site: Path, cache_dir: Path, tmp_path: Path) -> None:
+    """It prints where it is imported and in every call, also in worker processes."""
+    done = hidra_with(site, "plugins", "show", "head", "noisy", "--json")
     assert json.loads(done.stdout)["name"] == "noisy"
     assert "hello" in done.stderr
+    run = [*TINY_RUN, "--ways=2-4", f"--cache-dir={cache_dir}", f"--runs-dir={tmp_path}", "--json"]
+    trained = hidra_with(
+        site, "meta-train", "--head=noisy", *run, "--name=n", "--strategy=processes"
+    )
+    assert json.loads(trained.stdout)["iterations"] == 4, trained.stderr
+    assert "a call" in trained.stderr
+    shown = hidra_with(site, "evaluate", tmp_path / "n", "--episodes=2", "--queries=2", "--ways=2")
+    assert "a call" not in shown.stdout

@@ -67,8 +67,8 @@ def test_flags_and_commands_are_completed(tmp_path: Path) -> None:
         (["evaluate", "--dataset", ""], "dataset"),
         (["adapt", "--dataset", ""], "dataset"),
         (["prepare", ""], "dataset"),
-        (["plugins", "show", "backbone", ":"], "backbone"),
-        (["plugins", "show", "head", ":", ""], "head"),
+        (["plugins", "show", "backbone", ""], "backbone"),
+        (["plugins", "check", "head", ""], "head"),
     ],
 )
 def test_plugins_are_completed_as_bash_splits_words(
@@ -79,8 +79,8 @@ def test_plugins_are_completed_as_bash_splits_words(
 
 
 def test_a_begun_word_is_finished(tmp_path: Path) -> None:
-    assert bash(tmp_path, "plugins", "show", "dataset", ":", "gly") == ["glyphs"]
-    assert bash(tmp_path, "plugins", "show", "dataset:gly") == ["dataset:glyphs"]  # kept whole
+    assert bash(tmp_path, "plugins", "show", "d") == ["dataset"]
+    assert bash(tmp_path, "plugins", "show", "dataset", "gly") == ["glyphs"]
     assert bash(tmp_path, "meta-train", "--head", "=", "ma") == ["maml"]
     assert bash(tmp_path, "meta-train", "--preset", "") == preset_names()
     assert bash(tmp_path, "presets", "show", "") == preset_names()
@@ -113,10 +113,10 @@ def test_zsh_and_fish_are_told_what_each_name_is(tmp_path: Path) -> None:
         "hidra",
         place=tmp_path,
         _HIDRA_COMPLETE="complete_zsh",
-        _TYPER_COMPLETE_ARGS="hidra plugins show head:",
+        _TYPER_COMPLETE_ARGS="hidra plugins show head ",
     )
     for name in HEADS:
-        assert f'"head\\\\:{name}":"' in zsh.stdout
+        assert f'"{name}":"' in zsh.stdout
     fish = {"_HIDRA_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "hidra meta-train --head "}
     found = call("hidra", place=tmp_path, _TYPER_COMPLETE_FISH_ACTION="get-args", **fish)
     assert [line.split("\t")[0] for line in found.stdout.splitlines()] == HEADS

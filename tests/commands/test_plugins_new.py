@@ -6,11 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import pytest
 
-from hidra_cli.api.registry import Kind
 from hidra_cli.jobs.new_plugin import Skeleton, fault_of
 
 from ..conftest import TINY_RUN, Hidra, WriteImage
@@ -18,11 +17,17 @@ from ..test_examples import hidra as hidra_with
 from ..test_examples import pip_install, python, run_tests
 from .test_start import HEAVY
 
-NAMES = {"head": "my-2nd", "backbone": "my-backbone", "dataset": "birds"}
+NAMES = {
+    "head": "my-2nd",
+    "backbone": "my-backbone",
+    "dataset": "birds",
+    "functions": "straight-lines",
+}
 FOLDERS = {
     "head": "hidra-my-2nd-head",
     "backbone": "hidra-my-backbone",
     "dataset": "hidra-birds-dataset",
+    "functions": "hidra-straight-lines-functions",
 }
 
 
@@ -38,7 +43,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def site(packages: dict[str, Path]) -> Path:
-    """All three, installed."""
+    """All four, installed."""
     folder = packages["head"].parent / "site"
     pip_install(folder, *packages.values())
     return folder
@@ -50,10 +55,11 @@ def test_the_tests_of_the_new_packages_pass(site: Path, packages: dict[str, Path
 
 def test_the_new_packages_are_listed_and_shown_with_their_options(site: Path) -> None:
     listed = json.loads(hidra_with(site, "plugins", "list", "--json").stdout)["plugins"]
-    found = {p["kind"]: (p["name"], p["distribution"]) for p in listed if p["version"] == "0.1.0"
+    found = {p["distribution"]: (p["kind"], p["name"]) for p in listed if p["version"] == "0.1.0"
              and p["distribution"] != "hidra-cli"}  # fmt: skip
-    assert found == {kind: (NAMES[kind], FOLDERS[kind]) for kind in NAMES}
-    shown = json.loads(hidra_with(site, "plugins", "show", "head:my-2nd", "--json").stdout)
+    assert found == {FOLDERS[kind]: (kind.replace("functions", "dataset"), NAMES[kind])
+                     for kind in NAMES}  # fmt: skip
+    shown = json.loads(hidra_with(site, "plugins", "show", "head", "my-2nd", "--json").stdout)
     assert [(o["name"], bool(o["help"])) for o in shown["options"]] == [("spread", True)]
 
 
@@ -89,8 +95,29 @@ def test_the_new_packages_are_clean(packages: dict[str, Path]) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_the_code_of_the_longest_name_fits(kind: Kind) -> None:
+def test_the_new_plugins_keep_their_contracts(
+    site: Path, tmp_path: Path, write_image: WriteImage
+) -> None:
+    for split in ("train", "test"):
+        write_image(tmp_path / "source" / split / split / "a.png")
+    for kind, name in NAMES.items():
+        registered = "dataset" if kind == "functions" else kind
+        source = [f"--source={tmp_path}/source"] if kind == "dataset" else []
+        done = hidra_with(site, "plugins", "check", registered, name, *source, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["status"] == "keeps its contract"
+
+
+def test_the_new_family_is_learned(site: Path, tmp_path: Path) -> None:
+    lines = ["--dataset=straight-lines", "--backbone=mlp", "--loss=mse", "--inner-lr=0.01"]
+    run = ["--ways=1-2", "--shots=5", "--queries=5", "--iterations=2", "--meta-batch=2"]
+    episodes = ["--validation-episodes=2", "--test-episodes=2", f"--runs-dir={tmp_path}"]
+    done = hidra_with(site, "meta-train", *lines, *run, *episodes, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_code_of_the_longest_name_fits(kind: Any) -> None:
     name = "a" * 25
     assert not fault_of(name)
     texts = [text for path, text in Skeleton(kind, name).files().items() if path.endswith(".py")]

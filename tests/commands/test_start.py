@@ -106,16 +106,21 @@ def test_version_info_and_plugins(hidra: Hidra, tmp_path: Path) -> None:
 
 
 def test_plugins_show_tells_options_with_types_and_defaults(hidra: Hidra) -> None:
-    shown = hidra("plugins", "show", "head:hidra", "--json").json
+    shown = hidra("plugins", "show", "head", "hidra", "--json").json
     assert shown["distribution"] == "hidra-cli"
     assert shown["version"] == __version__
     assert shown["status"] == "loads"
-    assert shown["abilities"] == {"ways": "any number"}
+    assert set(shown["abilities"]) == {
+        "ways",
+        "neurons",
+        "hooks",
+    }  # what it does not declare is not shown
+    assert shown["abilities"]["ways"] == "any number"
     option, *others = shown["options"]
     assert [other["name"] for other in others] == ["start", "prior", "normalize", "scale"]
     assert (option["name"], option["type"], option["default"]) == ("master", "tied | slots", "tied")
     assert "slot" in option["help"]
-    text = hidra("plugins", "show", "backbone:conv4").out
+    text = hidra("plugins", "show", "backbone", "conv4").out
     assert "filters" in text
     assert "64" in text
 
