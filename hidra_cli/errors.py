@@ -8,7 +8,7 @@ EXIT_FAILED = 1
 
 
 class HidraError(Exception):
-    """A failure told to a person, never shown as a traceback.
+    """A failure that people read as a message, never as a traceback.
 
     Args:
         what: what could not be done, in one sentence.

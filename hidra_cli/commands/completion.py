@@ -100,7 +100,7 @@ def _runs(ctx: typer.Context) -> list[Path]:
 
 
 def complete(app: Callable[[], object]) -> NoReturn:
-    """Answer the shell. No fault is told: it would land in the line that is being typed."""
+    """Answer the shell. Faults are silent: a message would land in the line that is being typed."""
     answer, code, typed = io.StringIO(), 1, ""
     with (
         contextlib.suppress(Exception),

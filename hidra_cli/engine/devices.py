@@ -84,12 +84,12 @@ def held_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin anew with `peak_memory`, where the device can."""
+    """Start `peak_memory` again from here, where the device can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-# What meta-training can do about memory.
+# How meta-training can use less memory.
 _LESS_MEMORY = (
     "--graphs recompute (memory grows with steps only at order 2), --order 1 or fewer --steps; "
     "--micro-batch 1 or --strategy loop (fewer tasks at once); or lower --ways, --queries or "
@@ -102,7 +102,7 @@ def memory_errors(fix: str = _LESS_MEMORY) -> Iterator[None]:
     """Tell an exhausted device or host memory with the settings that help.
 
     Raises:
-        DeviceError: in place of torch's out-of-memory error.
+        DeviceError: instead of torch's out-of-memory error.
     """
     try:
         yield

@@ -209,7 +209,7 @@ def meta_training(learner: Learner) -> Iterator[None]:
 def channels_last(images: Tensor) -> Tensor:
     """Images (n, C, H, W) with the memory of (n, H, W, C): on a CPU, pooling takes a tenth so.
 
-    One channel is told by the stride of its dimension alone, which says how convolutions answer.
+    With one channel, only the stride of its dimension says in which format convolutions answer.
     """
     if images.dim() != 4:  # features
         return images

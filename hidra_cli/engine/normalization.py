@@ -33,7 +33,7 @@ def reads_support(mode: str) -> bool:
 
 
 class Episode:
-    """What all normalization layers of one backbone share: which rows are the reference.
+    """The state that all normalization layers of one backbone share: which rows are the reference.
 
     Attributes:
         reference_rows: statistics come from this many leading images; None means from all.
@@ -281,7 +281,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def norm_factory(mode: Mode) -> tuple[NormFactory, Episode]:
-    """What a backbone builds its layers with, and the state those layers share."""
+    """The factory that a backbone builds its layers with, and the state those layers share."""
     episode = Episode()
     if mode == "none":
         return Affine, episode

@@ -47,9 +47,9 @@ def _from_environment() -> Path:
 
 @dataclass(frozen=True)
 class StoreKey:
-    """What makes two prepared files the same: the plugin, its options and the preprocessing.
+    """Two prepared files with equal keys are the same: plugin, options and preprocessing.
 
-    `source` is set only for datasets whose source is their identity (one's own folder).
+    `source` is set only for datasets whose source is their identity (a person's own folder).
     """
 
     dataset: str

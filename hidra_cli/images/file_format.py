@@ -67,7 +67,7 @@ class _SafeFile:
 FORMAT_VERSION = 1
 
 
-# What a prepared file begins with, before the hash of the rest; then HDF5's own content.
+# A prepared file begins with this and the hash of the rest. HDF5's own content follows.
 SEAL = b"hidra-store sha256 "
 
 
@@ -157,7 +157,7 @@ def write_about(file: h5py.File, about: dict[str, Any]) -> None:
 
 
 def _about(file: h5py.File, path: Path) -> dict[str, Any]:
-    """What `write_about` kept."""
+    """The content that `write_about` kept."""
     about = json.loads(_plain(file, "about", np.uint8, 1)[:].tobytes())
     if about.get("format_version") != FORMAT_VERSION:
         raise DataError(

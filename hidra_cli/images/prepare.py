@@ -54,7 +54,7 @@ def prepare(
         version: of the distribution that brings the plugin.
         source: recorded in the file.
         downloads: folder for verified downloads.
-        progress: told the images done and in all.
+        progress: is called with the number of images that are done, and of all.
         force: rebuild an existing file.
         workers: decoding processes; one per core by default.
 
@@ -88,7 +88,7 @@ def prepare(
 
 
 def is_stale(dataset: Dataset, key: StoreKey, path: Path, downloads: Path) -> bool:
-    """Whether one's own folder has other files now than when it was prepared."""
+    """Whether a folder has other files now than when it was prepared."""
     if not (dataset.source_is_identity and path.is_file()):
         return False
     try:
@@ -99,7 +99,7 @@ def is_stale(dataset: Dataset, key: StoreKey, path: Path, downloads: Path) -> bo
 
 
 def has_changed(dataset: Dataset, key: StoreKey, images: PreparedImages, downloads: Path) -> bool:
-    """Whether one's own folder has other files now than these prepared ones came from."""
+    """Whether a folder has other files now than those that the images came from."""
     if not dataset.source_is_identity:
         return False
     return images.attributes.get("listing") != _listing(_listed(dataset, key, downloads))
@@ -192,7 +192,7 @@ def _checked_classes(dataset: Dataset, key: StoreKey, downloads: Path) -> list[I
 
 
 def _listed(dataset: Dataset, key: StoreKey, downloads: Path) -> list[ImageClass]:
-    """All classes, with a source that cannot be read told apart from a faulty plugin."""
+    """All classes. An unreadable source and a faulty plugin raise different errors."""
     subject = Subject(type(dataset))
     try:
         classes = list(dataset.classes(downloads))

@@ -34,9 +34,9 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make and check a file under another name, then rename it. The lock is held."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink()  # of a process that was killed: the lock is ours
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(beside)
-        beside.replace(path)
+        write(partial)
+        partial.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

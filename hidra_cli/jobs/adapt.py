@@ -34,7 +34,7 @@ from hidra_cli.jobs.one_task import (
 from hidra_cli.jobs.own_data import OwnData, OwnPictures, read_own
 from hidra_cli.runs.locate import results_home
 from hidra_cli.runs.model import TrainedModel, load_model
-from hidra_cli.system.files import made
+from hidra_cli.system.files import result_folder
 
 # The probability of another class from which a picture may be mislabelled.
 _CONFIDENT = 0.9
@@ -201,9 +201,9 @@ def _place(
 ) -> tuple[Path, Path | None]:
     """The file of the classifier, in a folder that is made; the usual folder, where it is taken."""
     if out is not None:
-        return made(out) / CLASSIFIER_FILE, None
+        return result_folder(out) / CLASSIFIER_FILE, None
     usual = results_home(model.path) / "adapted" / f"{support.resolve().name}-{ways}w"
-    folder = made(usual, own=True)
+    folder = result_folder(usual, own=True)
     return folder / CLASSIFIER_FILE, None if folder == usual else usual
 
 

@@ -18,7 +18,7 @@ from hidra_cli.runs.model import restore_learner
 from hidra_cli.runs.model_records import AveragedRecord, CheckpointMeta
 from hidra_cli.system.files import check_file, check_other_file
 
-# What a checkpoint says of a model and of its data that all must have alike.
+# Entries of a checkpoint that must be equal in all models.
 _ALIKE = ("image_preprocessing", "objective", "dataset_hash")
 
 

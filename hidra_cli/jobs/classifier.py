@@ -239,7 +239,7 @@ def load_base(path: Path, device: torch.device) -> tuple[TrainedModel, KeptSuppo
         raise UsageError(
             f"{path} cannot grow",
             why="it was saved without its support images (--forget)",
-            fix="adapt anew to a folder of all classes: hidra adapt --support DIR",
+            fix="adapt again, to a folder of all classes: hidra adapt --support DIR",
         )
     tensors = {n: t for n, t in checkpoint.tensors.items() if n.startswith("model.")}
     tensors |= {f"model.backbone.{name}": value for name, value in start.items()}

@@ -22,7 +22,7 @@ from hidra_cli.runs.locate import results_home
 from hidra_cli.runs.model import TrainedModel, load_model
 from hidra_cli.settings.layers import another_dataset
 from hidra_cli.system.console import Console, Silence
-from hidra_cli.system.files import made
+from hidra_cli.system.files import result_folder
 from hidra_cli.tasks.images import ImageSampler
 from hidra_cli.tasks.shape import TaskShape
 
@@ -127,7 +127,7 @@ def adapt_drawn(
     classes = tuple(sampler.table.names[row] for row in indices.classes[0])
     of = "" if which.split == "test" else f"{which.split}-"
     name = f"{images.dataset}-{of}{n}w{k}s-seed{which.seed}-episode{which.episode}"
-    folder = made(request.out or results_home(model.path) / "adapted" / name)
+    folder = result_folder(request.out or results_home(model.path) / "adapted" / name)
     path = folder / CLASSIFIER_FILE
     save_classifier(path, model, adapted.weights, task, classes, keep=request.keep)
     return DrawnAdaptation(model, images.dataset, which, classes, k, adapted, path)

@@ -1,4 +1,4 @@
-"""An evaluation: which models, at which ways, on which episodes, and what comes out."""
+"""An evaluation: models, ways and episodes in, scores and their protocol out."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured.
+    """The outcome of an evaluation.
 
     Attributes:
         cells: the score of every episode.
@@ -220,7 +220,7 @@ def _plan(
     image_shape: tuple[int, int, int],
     console: Console,
 ) -> list[tuple[Contender, int]]:
-    """Who is evaluated at which ways.
+    """Pairs of a contender and a number of ways that it is evaluated at.
 
     Beside others, a fixed-way model is evaluated at its own number alone.
 

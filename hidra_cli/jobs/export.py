@@ -204,7 +204,7 @@ def _difference(
 
 
 def metadata(classifier: Classifier, checkpoint: Checkpoint) -> dict[str, str]:
-    """What the file says about itself, each value as JSON."""
+    """The metadata of the program's file, each value as JSON."""
     origin = checkpoint.classifier_meta.model_dump(
         include={"plugins", "dataset_hash", "iteration", "steps"}
     )
@@ -250,7 +250,7 @@ class _Features(_Probabilities):
 
 
 class _NoOnnxError(Exception):
-    """What was traced cannot be said in ONNX."""
+    """ONNX has no operation for something that was traced."""
 
 
 def _written(

@@ -29,7 +29,7 @@ _OF_MACHINE = (
 
 @dataclass(frozen=True)
 class Installation:
-    """What is installed here, and where its files are.
+    """An installation of hidra, and where its files are.
 
     Attributes:
         environment: versions and hardware, as environment.json names them.
@@ -55,7 +55,7 @@ class Installation:
 
 
 def installation(cache_dir: Path | None = None, runs_dir: Path | None = None) -> Installation:
-    """What is installed here, and where its files are."""
+    """Versions, devices and places of this installation."""
     cache, runs = resolve_cache(cache_dir), runs_dir_of(runs_dir)
     try:
         latest = str(latest_run(runs))

@@ -1,4 +1,4 @@
-"""What a classifier learned, shown."""
+"""The adaptation of a classifier, shown."""
 
 from __future__ import annotations
 

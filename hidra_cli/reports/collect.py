@@ -1,4 +1,4 @@
-"""Bring together what a page shows. What cannot be had is left out, and a note says so."""
+"""Collect the contents of a page. A note says what had to be left out, and why."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Report:
 
     @property
     def all_notes(self) -> list[str]:
-        """What is left out of the page, and why."""
+        """Why some things are left out of the page."""
         pairs = zip(self.names, self.runs, strict=True)
         of_runs = [(name, note) for name, facts in pairs for note in facts.notes]
         several = len(self.runs) > 1

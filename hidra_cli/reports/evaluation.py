@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hidra_cli.runs.locate import results_home
 from hidra_cli.runs.scores import episodes_csv
-from hidra_cli.system.files import made, write_atomically, write_json
+from hidra_cli.system.files import result_folder, write_atomically, write_json
 
 if TYPE_CHECKING:
     from hidra_cli.jobs.evaluate import Evaluation
@@ -41,7 +41,7 @@ def _write(evaluation: Evaluation, figure: str, run: Path, out: Path | None) -> 
     cells, result = evaluation.cells, evaluation.result
     home = results_home(run if run.is_dir() else Path(result.models[0].checkpoint))
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{result.dataset}-{result.split}"
-    folder = made(out or home / "evaluations" / name, own=out is None)
+    folder = result_folder(out or home / "evaluations" / name, own=out is None)
     title = f"{_where(result)}, {result.results[0].episodes} episodes"
     write_atomically(folder / figure, scores_over_ways(cells, title))
     write_atomically(folder / "episodes.csv", episodes_csv(cells).encode())

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from hidra_cli.runs.scores import Cell
 
-# Okabe & Ito's hues, told apart by colour-blind readers too, dark enough to be read on white.
+# Okabe & Ito's hues: colour-blind readers can distinguish them, and they are dark enough on white.
 COLOURS = ("#0a66a6", "#b84a0b", "#00775a", "#9b3f86", "#80610a", "#4d5560", "#000000")
 _MARKERS = "osD^vPX"
 CHANCE = -1  # the index of a line of chance
@@ -136,7 +136,7 @@ def line_chart(
 
 @functools.cache
 def _swatch(index: int, lines: int) -> str:
-    """What a line looks like, for a legend."""
+    """The look of a line, for a legend."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -176,7 +176,7 @@ def scores_over_ways(cells: Sequence[Cell], title: str) -> bytes:
 def differences_over_ways(
     rows: Sequence[Mapping[str, Any]], title: str, objective: Objective
 ) -> bytes:
-    """What separates models from those they are compared with, with 95 % intervals: PNG.
+    """Differences between models and their references, with 95 % intervals: PNG.
 
     Args:
         rows: of `compare`, at least one.
@@ -313,8 +313,8 @@ def _mark(index: int) -> dict[str, Any]:
 
 
 def _style(index: int, lines: int) -> dict[str, Any]:
-    """Of one line of several. Lines that coincide stay seen: the first is on top, the next reach
-    out under it."""
+    """The style of one of several lines. Lines that coincide stay visible: the first is on top, and
+    the next ones reach out under it."""
     if index == CHANCE:
         return _CHANCE_STYLE
     depth = index / lines

@@ -1,4 +1,4 @@
-"""What is installed here, as a table."""
+"""Versions, devices and places as a table."""
 
 from __future__ import annotations
 

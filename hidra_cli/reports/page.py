@@ -80,7 +80,7 @@ def _class_key(label: int, ways: int) -> str:
 
 
 def _runs(report: Report) -> Table:
-    """What each of several runs is."""
+    """A line for each of several runs."""
     columns = ["", *report.names]
     per_run = [_fact_rows(facts) for facts in report.runs]
     keys = dict.fromkeys(key for rows in per_run for key in rows)
@@ -90,7 +90,7 @@ def _runs(report: Report) -> Table:
 
 
 def _lead(facts: RunFacts) -> str:
-    """What was trained and how good it is, in a sentence or two."""
+    """The run and how good its model is, in a sentence or two."""
     sentences = []
     if facts.settings is not None:
         s = facts.settings.settings

@@ -54,7 +54,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured by one protocol: in numbers, and over ways where there are several."""
+    """Scores of one protocol: in numbers, and over ways where there are several."""
 
     title: str
     protocol: str

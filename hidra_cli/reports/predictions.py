@@ -22,7 +22,7 @@ MOST_ROWS = 200  # of the table; the other formats have no limit
 
 
 def show_notes(result: Predictions, console: Console) -> None:
-    """What was left out, and how pictures were read."""
+    """Print how many pictures were left out, and how the others were read."""
     if result.left_out:
         console.note(f"left out {counted(result.left_out)}")
     if result.damaged:

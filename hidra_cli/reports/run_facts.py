@@ -1,4 +1,4 @@
-"""What the files of a run say. They may come from anyone: what does not check is left out."""
+"""The facts in the files of a run. The files may come from anyone: invalid entries are left out."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def clipped(value: str) -> str:
 
 
 def _record(path: Path, kind: type[R], where: str, notes: list[str]) -> R | None:
-    """What a file holds; where it is damaged, a note says so."""
+    """The record in a file; None if there is none, or if it is damaged, which a note says."""
     if not path.exists():
         return None
     try:
@@ -294,7 +294,7 @@ def _numbers(values: Iterable[int]) -> str:
 
 
 def training_seconds(facts: RunFacts) -> float | None:
-    """What the outer steps took together, without validation; None where it is not known."""
+    """The time of all outer steps, without validation, in seconds; None if it is not known."""
     if facts.settings is None or not facts.metrics.rates:
         return None
     seconds = math.fsum(1 / rate for rate in facts.metrics.rates)

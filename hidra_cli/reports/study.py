@@ -111,7 +111,7 @@ def learning(
 
 
 def summary(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
-    """What `study.json` holds of the results: per seed and together."""
+    """The results as `study.json` holds them: per seed and together."""
     rows = []
     for cell in cells:
         mean, half = interval(cell.final)

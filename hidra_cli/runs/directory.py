@@ -92,24 +92,24 @@ def create_run(runs_dir: Path, name: str | None, settings: Settings) -> RunDir:
     path = runs_dir / (name or default_run_name(settings))
     with writing_to(path):
         runs_dir.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(LEFTOVER, f".{path.name[:80]}.", runs_dir))
+        partial = Path(tempfile.mkdtemp(LEFTOVER, f".{path.name[:80]}.", runs_dir))
         try:
-            beside.chmod(0o777 & ~_umask())
-            (beside / "checkpoints").mkdir()
-            write_atomically(RunDir(beside).config, settings.to_toml().encode())
-            return RunDir(_renamed(beside, path, name is not None))
+            partial.chmod(0o777 & ~_umask())
+            (partial / "checkpoints").mkdir()
+            write_atomically(RunDir(partial).config, settings.to_toml().encode())
+            return RunDir(_renamed(partial, path, name is not None))
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
-def _renamed(beside: Path, path: Path, named: bool) -> Path:
+def _renamed(partial: Path, path: Path, named: bool) -> Path:
     """Give a new run its name; a run started in the same second gets a number."""
     for attempt in itertools.count(1):
         wanted = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
         try:
             if not wanted.exists():
-                beside.rename(wanted)  # fails where another run came in between
+                partial.rename(wanted)  # fails where another run came in between
                 return wanted
         except OSError as exc:
             if exc.errno not in (errno.EEXIST, errno.ENOTEMPTY):

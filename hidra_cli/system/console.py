@@ -1,4 +1,4 @@
-"""What people see: results on stdout, everything else on stderr. Plain text; no rich."""
+"""The console: results on stdout, everything else on stderr. Plain text; no rich."""
 
 from __future__ import annotations
 

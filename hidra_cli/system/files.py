@@ -49,19 +49,19 @@ def write_atomically(path: Path, content: bytes, *, keep_old_as: Path | None = N
     with writing_to(path):
         if not path.name:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        beside = path.with_name(f".{path.name}.{os.getpid()}{LEFTOVER}")
+        partial = path.with_name(f".{path.name}.{os.getpid()}{LEFTOVER}")
         try:
-            with beside.open("wb") as file:
+            with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             if keep_old_as is not None and path.exists():
                 _keep(path, keep_old_as)
-            beside.replace(path)
+            partial.replace(path)
             _flush_names(path.parent)
         finally:
             with contextlib.suppress(OSError):  # the first error is the one to tell
-                beside.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
 
 
 def _keep(path: Path, other: Path) -> None:
@@ -102,7 +102,7 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, text.encode())
 
 
-def made(folder: Path, *, own: bool = False) -> Path:
+def result_folder(folder: Path, *, own: bool = False) -> Path:
     """A folder for result files; with `own`, one that no other process gets."""
     import itertools
 

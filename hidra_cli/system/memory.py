@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-# Of glibc's mallopt: keep up to 2 GB of freed memory, and map no allocation by itself.
+# Parameters of glibc's mallopt: keep up to 2 GB of freed memory; map no allocation by itself.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST_KEPT, _LARGEST = 2**31 - 1, 2**30
 

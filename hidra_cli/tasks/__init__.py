@@ -1,1 +1,1 @@
-"""What is drawn: a task of images or of functions."""
+"""Tasks, and how they are drawn: of images, of features or of functions."""

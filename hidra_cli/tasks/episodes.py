@@ -155,7 +155,7 @@ def check_feasible(
 
 
 def fewer_ways(dataset: str, most: int) -> str:
-    """What helps where a split has too few classes, `most` of them."""
+    """A way out where a split has too few classes, `most` of them."""
     if most > 1:
         return f"--ways {most} or fewer"
     if dataset != "folder":

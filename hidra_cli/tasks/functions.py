@@ -63,7 +63,7 @@ class FunctionTasks:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What a run records of its data."""
+        """The facts that a run records about its data."""
         about = {key: getattr(self.family, key) for key in ("title", "licence", "citation")}
         return about | {
             "dataset": self.dataset,

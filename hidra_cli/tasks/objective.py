@@ -1,4 +1,4 @@
-"""What tasks ask for, how well it is done, and the words for both."""
+"""The objectives of tasks, their metrics, and the words for both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Objective:
-    """What tasks ask for, and the metric of their results.
+    """An objective of tasks, and the metric of their results.
 
     Attributes:
         name: of the kind.
@@ -33,7 +33,7 @@ class Objective:
 
     @property
     def scale(self) -> float:
-        """What values are multiplied by where they are shown."""
+        """The factor of values where they are shown."""
         return 100 if self.unit else 1
 
     @property

@@ -1,4 +1,4 @@
-"""What training and evaluation draw tasks from: prepared images, or a family of functions."""
+"""The sources of tasks: prepared images, their features, or a family of functions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TaskSource(Protocol):
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What a run records of it."""
+        """The facts that a run records about it."""
 
     @property
     def place(self) -> str:
@@ -134,7 +134,7 @@ def sampler_of(
 
 
 def objective_of(source: TaskSource) -> Objective:
-    """What the tasks of a source ask for."""
+    """The objective of a source's tasks."""
     return REGRESSION if isinstance(source, FunctionTasks) else CLASSIFICATION
 
 

@@ -59,7 +59,7 @@ def outer_gradients(
 def result(
     gradients: Sequence[Tensor | None], loss: Tensor, logits: Tensor, task: Task
 ) -> Gradients:
-    """Gradients with what else is told of a task, or of several at once, whose loss is a sum."""
+    """Gradients with loss and score: of one task, or of several at once, whose loss is a sum."""
     n = logits.shape[-1]
     targets = task.query_labels.flatten(0, logits.dim() - 2)
     right = score(logits.detach().reshape(-1, n), targets)

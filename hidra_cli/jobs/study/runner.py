@@ -22,7 +22,7 @@ from hidra_cli.runs.records import EvaluationResult, RunResult, record_or_none
 from hidra_cli.settings.changes import MAY_CHANGE, changes
 from hidra_cli.settings.layers import without_settings
 from hidra_cli.system.console import Console, Silence
-from hidra_cli.system.files import made, write_atomically
+from hidra_cli.system.files import result_folder, write_atomically
 from hidra_cli.system.signals import stop_requests
 
 _POLL = 0.2  # seconds between two looks at the processes
@@ -84,7 +84,7 @@ class StudyRun:
             )
 
     def commands(self) -> Iterator[list[str]]:
-        """What is left to do: the training, the test, both or neither."""
+        """The commands that are left to run: the training, the test, both or neither."""
         if self._is_tested():
             return
         result = self.result
@@ -143,7 +143,7 @@ def run_study(
     for run in runs:
         run.check_unchanged()
     for part in ("runs", "configs", "logs", "evaluations"):
-        made(place / part)
+        result_folder(place / part)
     _work(runs, jobs, console or Silence())
     return runs
 

@@ -101,7 +101,7 @@ def _new_run(
 
 
 def _test_episodes(trainer: MetaTrainer, console: Console) -> Sampler | None:
-    """What the final table is measured on; checked before the run, not after it."""
+    """The episodes of the final table. They are checked before the run, not after it."""
     from hidra_cli.tasks.sources import feasible_ways, objective_of, sampler_of
 
     settings, data = trainer.settings, trainer.data
@@ -194,9 +194,9 @@ def _record_start(
 
 
 def _changed_rounding(before: Session, now: Session, meta_batch: int) -> str:
-    """What makes the sums of a resumed run come in another order; "" where nothing does.
+    """Why the sums of a resumed run come in another order; "" where they do not.
 
-    A task on a thread of its own is computed as it is by the loop where that has one thread.
+    A task on its own thread is computed as by the loop with one thread.
     """
 
     def order(session: Session) -> tuple[str, int, int]:
