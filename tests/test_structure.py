@@ -20,6 +20,8 @@ FLOOR_OF = {
 }  # higher above
 MODULES = structure.modules()
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
+MOST_LINES_OF_A_FUNCTION = 60
+MOST_LINES_OF_A_FILE = 400
 
 
 def own_imports(path: Path) -> set[str]:
@@ -57,6 +59,10 @@ def test_arrows_point_down(path: Path) -> None:
             assert FLOOR_OF[target] < FLOOR_OF[room], f"{room} imports {name}"
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert structure.circle() == []
+
+
 @pytest.mark.parametrize("path", PLUGINS, ids=name_of)
 def test_plugins_see_the_api_alone(path: Path) -> None:
     assert all(name.startswith("hidra_cli.api.") for name in own_imports(path))
@@ -87,6 +93,19 @@ def test_commands_define_no_classes() -> None:
             n.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)
         ]
         assert names == [], path
+
+
+def test_no_function_and_no_file_is_long() -> None:
+    long = [
+        f"{function.name} in {function.file}: {function.lines} lines"
+        for function in structure.functions()
+        if function.lines > MOST_LINES_OF_A_FUNCTION
+    ]
+    for path in [*MODULES, *PLUGINS]:
+        lines = len(path.read_text().splitlines())
+        if lines > MOST_LINES_OF_A_FILE:
+            long.append(f"{name_of(path)}: {lines} lines")
+    assert long == []
 
 
 def test_the_page_on_the_architecture_names_every_room() -> None:
