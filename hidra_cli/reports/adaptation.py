@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from hidra_cli.api.folders import counted
+from hidra_cli.api.folders import counted, shown
 
 if TYPE_CHECKING:
     from hidra_cli.jobs.adapt import OwnAdaptation
@@ -98,7 +98,7 @@ def _show_audit(result: OwnAdaptation, console: Console) -> None:
         if counts:
             console.note(f"{part}: left out {counted(counts)}")
     for path, why in audit.damaged.items():
-        console.warn(f"{path} is left out: {why}")
+        console.warn(f"{shown(str(path))} is left out: {why}")
     for line in audit.notes:
         console.warn(line)
     if audit.duplicates:

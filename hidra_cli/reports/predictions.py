@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hidra_cli.api.folders import counted
+from hidra_cli.system.console import one_line
 from hidra_cli.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ def write_predictions(
         RunError: the file cannot be written.
     """
     if out is not None:
-        write_atomically(out, (_json_lines(rows) if form == "jsonl" else _csv(rows)).encode())
+        write_atomically(
+            out,
+            (_json_lines(rows) if form == "jsonl" else _csv(rows)).encode(errors="surrogateescape"),
+        )
         console.note(f"written: {out}")
     elif form == "table":
         console.table(
@@ -74,7 +78,8 @@ def write_predictions(
             left=2,
         )
     else:
-        console.raw(_csv(rows) if form == "csv" else _json_lines(rows))
+        escaped = console.on_terminal
+        console.raw(_csv(rows, escaped=escaped) if form == "csv" else _json_lines(rows))
 
 
 def write_gallery(
@@ -97,15 +102,19 @@ def _ranks(row: Prediction) -> list[tuple[str, float]]:
     return [(row.shown_label, row.probability), *row.ranks[1:]]
 
 
-def _csv(rows: Sequence[Prediction]) -> str:
-    """image, label, probability; with --top-k also label_2, probability_2, …"""
+def _csv(rows: Sequence[Prediction], *, escaped: bool = False) -> str:
+    """image, label, probability; with --top-k also label_2, probability_2, …
+
+    On a terminal a name that holds a line's end is escaped, so that it is no line of its own.
+    """
     ranks = len(rows[0].ranks) if rows else 1
     more = [f"{name}_{rank}" for rank in range(2, ranks + 1) for name in ("label", "probability")]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["image", "label", "probability", *more])
     for row in rows:
-        writer.writerow([row.image, *(value for rank in _ranks(row) for value in rank)])
+        image = one_line(str(row.image)) if escaped else row.image
+        writer.writerow([image, *(value for rank in _ranks(row) for value in rank)])
     return text.getvalue()
 
 

@@ -67,7 +67,8 @@ def report_study(study: Study, runs: Sequence[StudyRun], place: Path, console: C
     for name, figure in figures.items():
         write_atomically(place / name, figure)
     write_json(place / "study.json", content)
-    console.print(f"{study.title}\n\n{table}")
+    for line in (study.title, "", *table.split("\n")):
+        console.print(line)
     console.print(f"written: {place / 'table.md'}, {place / 'study.json'}, {', '.join(figures)}")
     console.result(content | {"folder": str(place)})
 

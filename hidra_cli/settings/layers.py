@@ -206,7 +206,7 @@ def _describe(error: Any, origins: Mapping[str, str]) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise UsageError(
             f"the configuration file {path} cannot be read",

@@ -37,6 +37,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Printable text without a line's end: a name from a file is no line of its own."""
+    return printable(text).replace("\n", "\\n")
+
+
 class Console:
     """The output of a command or a job, as plain text. `terminal.Terminal` draws it.
 
@@ -75,23 +80,27 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line about what is going on."""
+        text = one_line(text)
         self._write_log(text)
         if self.verbosity >= 0:
             self._show(text)
 
     def detail(self, text: str) -> None:
         """A line for `-v` only."""
+        text = one_line(text)
         self._write_log(text)
         if self.verbosity >= 1:
             self._show(text, "detail")
 
     def warn(self, text: str) -> None:
         """A line that is never left out."""
+        text = one_line(text)
         self._write_log(f"warning: {text}")
         self._show(text, "warning")
 
     def print(self, text: str) -> None:
         """A line of the result; left out where JSON was asked for."""
+        text = one_line(text)
         self._write_log(text)
         if not self.json_output:
             self._show_result(text)
@@ -100,14 +109,24 @@ class Console:
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
     ) -> None:
         """A table of the result; the first `left` columns are text, the others numbers."""
+        title, rows = one_line(title), [[one_line(cell) for cell in row] for row in rows]
         self._write_log("\n".join([title, *("  ".join(row) for row in [columns, *rows])]))
         if not self.json_output:
             self._show_table(title, columns, rows, left)
 
     def raw(self, text: str) -> None:
-        """A result in a form for other programs, as it is; left out where JSON was asked for."""
+        """A result in a form for other programs; left out where JSON was asked for.
+
+        It is written as it is, but for a terminal, which escape sequences in it could reach.
+        """
         if not self.json_output:
-            self._results.write(text)
+            shown = printable(text.replace("\r\n", "\n")) if self.on_terminal else text
+            self._results.write(shown)
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether results are printed on a terminal."""
+        return self._results.isatty()
 
     def result(self, result: Any) -> None:
         """The result as one JSON object, where JSON was asked for."""

@@ -118,7 +118,7 @@ def load_study(path: Path) -> Study:
         UsageError: lists what is wrong.
     """
     try:
-        study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise UsageError(f"the study {path} cannot be read", why=str(exc)) from exc
     except ValidationError as exc:
