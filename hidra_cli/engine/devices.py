@@ -1,4 +1,4 @@
-"""Choosing a device, and telling a full one."""
+"""The choice of a device, its memory, and errors when it is full."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
     """ "auto" (CUDA where there is one, else the CPU) or a torch device name.
 
     Args:
-        name: of the device.
-        local_rank: of one of several processes on this machine: "auto" and "cuda" are its own GPU.
+        name: the name of the device.
+        local_rank: the number of this process on this machine, if there are several. "auto" and
+            "cuda" then mean its own GPU.
 
     Raises:
         DeviceError: there is no such device here.
@@ -35,41 +36,41 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
         raise DeviceError(
             f"the device '{name}' cannot be used",
             why=str(exc).split("\n")[0],
-            fix="--device cpu, or --device auto to take what there is",
+            fix="--device cpu, or --device auto, which takes a GPU if there is one",
         ) from exc
     return device
 
 
 def has_tf32(device: torch.device) -> bool:
-    """Whether matrix products of float32 can be taken in TF32 (10 bits of mantissa) there."""
+    """Whether the device can compute float32 matrix products in TF32 (10 bits of mantissa)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def choose_float32(precision: str, device: torch.device) -> None:
-    """Let float32 products and convolutions on CUDA be TF32, or float32 in full, in this process.
+    """Choose TF32 or full float32 for float32 products and convolutions on CUDA, in this process.
 
-    PyTorch's own default is TF32 for convolutions alone. These two switches, of all there are, are
-    those that `torch.compile` can read after they were set.
+    PyTorch's default is TF32 for convolutions only. `torch.compile` can read these two switches
+    after they were set, and no others.
     """
     if device.type != "cuda":
         return
     tf32 = precision == "tf32"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of some versions: that the second has a successor
+        warnings.simplefilter("ignore")  # some versions warn that the second switch has a successor
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU; 0 for the CPU, whose memory is where data comes from."""
+    """Free bytes on a GPU. 0 for the CPU, because its memory holds the data already."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def peak_memory(device: torch.device, others: Sequence[int] = ()) -> int:
-    """The most bytes this process has held: on the device, or of the host for the CPU.
+    """The most bytes that this process has held: on the device; for the CPU in main memory.
 
     Args:
-        others: numbers of processes whose memory of the host is counted too.
+        others: process numbers whose main memory is added.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -77,7 +78,7 @@ def peak_memory(device: torch.device, others: Sequence[int] = ()) -> int:
 
 
 def held_memory(device: torch.device) -> int:
-    """The bytes this process holds now: on the device, or of the host for the CPU."""
+    """The bytes that this process holds now: on the device; for the CPU in main memory."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return resident_memory()
@@ -99,7 +100,7 @@ _LESS_MEMORY = (
 
 @contextmanager
 def memory_errors(fix: str = _LESS_MEMORY) -> Iterator[None]:
-    """Tell an exhausted device or host memory with the settings that help.
+    """Turn exhausted memory of the device or the machine into an error that names helpful settings.
 
     Raises:
         DeviceError: instead of torch's out-of-memory error.
@@ -117,6 +118,6 @@ def memory_errors(fix: str = _LESS_MEMORY) -> Iterator[None]:
 def _out_of_memory(exc: BaseException, fix: str) -> DeviceError:
     return DeviceError(
         "out of memory",
-        why=str(exc).split("\n")[0] or "the host has no memory left",
+        why=str(exc).split("\n")[0] or "the machine has no memory left",
         fix=fix,
     )

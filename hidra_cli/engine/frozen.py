@@ -1,4 +1,4 @@
-"""A pre-trained network that nothing trains: tasks are learned by the head alone."""
+"""A pre-trained network that is never trained. Only the head learns tasks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hidra_cli.api import Backbone
 
 
 class FrozenNetwork(Backbone):
-    """A backbone with the weights and statistics that it was published with.
+    """A backbone with the weights and statistics of its publication.
 
-    The network is not a submodule. So it has no meta-parameters, its weights are in no checkpoint
-    and no copy for a thread or a worker process holds them.
+    The network is not a submodule. So it has no meta-parameters, and its weights are neither in a
+    checkpoint nor in a copy for a thread or a worker process.
 
     Args:
-        network: with its weights, on the CPU.
+        network: the network with its weights, on the CPU.
 
     Attributes:
-        label: what the network is called.
+        label: the name of the network.
     """
 
     api_version = 1
@@ -32,7 +32,7 @@ class FrozenNetwork(Backbone):
     def __init__(self, network: Backbone) -> None:
         super().__init__()
         network.requires_grad_(False).eval()
-        # Convolutions of four-dimensional weights take less time so; values stay the same.
+        # Convolutions are faster with this layout; the values stay the same.
         network.to(memory_format=torch.channels_last)
         self.features = network.features
         self.label = str(getattr(network, "name", type(network).__name__))
@@ -45,7 +45,7 @@ class FrozenNetwork(Backbone):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Images (n, C, H, W) → features (n, F). Features that are already there stay."""
+        """Images (n, C, H, W) → features (n, F). Features pass through unchanged."""
         if images.dim() == 2:
             return images
         features: Tensor = self.network(images)
@@ -57,7 +57,7 @@ class FrozenNetwork(Backbone):
 
     @cached_property
     def sha256(self) -> str:
-        """Of all its tensors: names, types, sizes and values."""
+        """SHA-256 of all its tensors: names, types, sizes and values."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self._tensors().items()):
             values = tensor.detach().cpu().contiguous()
@@ -81,7 +81,7 @@ class FrozenNetwork(Backbone):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copies share the network: nothing changes it."""
+        """Copies share the network, because nothing changes it."""
         return self
 
     def __getstate__(self) -> dict[str, Any]:

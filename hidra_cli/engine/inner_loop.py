@@ -6,7 +6,7 @@ This is the readable specification: one task at a time, plain autograd.
     φ_{i+1} = φ_i − α_i ∇ L(φ_i; support)
     minimize over θ, the master and, if learned, α:  L(φ_S; query)
 
-`strategies/` holds what is faster or smaller, and must equal it.
+`strategies/` holds faster implementations and ones that need less memory. All must equal this one.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from hidra_cli.engine.normalization import adapting
 from hidra_cli.engine.rates import Rates
 from hidra_cli.engine.task_batch import Task, TaskBatch
 
-# The number of ways at which a rate scaled by the ways equals the rate as given.
+# The number of ways at which the scaled rate of the head equals `inner_lr`.
 REFERENCE_WAYS = 5
 
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """How a task is learned.
+    """The settings of the inner loop.
 
     Attributes:
         steps: gradient steps on the support set.
         inner_lr: α, unless the learner has learned rates.
         head_lr: "by-ways" multiplies the head's α by N/5, because its gradient shrinks like 1/N;
-            not under squared error, whose gradient and curvature are the same at any N.
-        adapt: which part moves.
-        order: 2 differentiates through the inner gradients, 1 takes them as constants.
-        skip_zeros: leave out the first step's backbone gradient where it is exactly zero
-            (identical neurons under softmax); the result is the same.
-        shares: of the query losses after 0, 1, …, S steps in the outer loss (the multi-step loss
-            of MAML++, Antoniou et al. 2019); None means that the last one alone counts. Tensors
-            where a traced program takes them as inputs.
+            not under squared error, whose gradient and curvature do not depend on N.
+        adapt: the part that changes.
+        order: 2 differentiates through the inner gradients, 1 treats them as constants.
+        skip_zeros: do not compute the first step's backbone gradient if it is exactly zero
+            (identical neurons under softmax). The result is the same.
+        shares: the shares of the query losses after 0, 1, …, S steps in the outer loss (the
+            multi-step loss of MAML++, Antoniou et al. 2019). None means that only the last one
+            counts. They are tensors if a traced program takes them as inputs.
     """
 
     steps: int
@@ -59,13 +59,13 @@ class InnerLoop:
 
     @property
     def loss_shares(self) -> tuple[float | Tensor, ...]:
-        """`shares`, of S + 1 losses."""
+        """The shares of the S + 1 losses."""
         return self.shares or (*(0.0,) * self.steps, 1.0)
 
     def moves_body(self, learner: Learner, step: int) -> bool:
         """Whether a step changes the backbone.
 
-        With identical neurons the first has no gradient for it: exact, no shortcut.
+        With identical neurons the first step's gradient for it is zero. This is exact.
         """
         is_zero = self.skip_zeros and step == 0 and learner.symmetric
         return self.adapt != "head" and not is_zero
@@ -86,8 +86,8 @@ class Outcome:
     """Query results of T tasks, means over all their queries.
 
     Attributes:
-        loss: mean query loss after the last step (of softmax: cross-entropy, in nats).
-        score: accuracy in 0..1; of values, the mean squared error per output.
+        loss: mean query loss after the last step (softmax: cross-entropy in nats).
+        score: accuracy in 0..1; for regression the mean squared error per output.
     """
 
     loss: float
@@ -107,9 +107,9 @@ def adapt(
 
     Args:
         learner: holds the meta-parameters.
-        task: its support set is learned.
-        inner: how.
-        meta: keep φ differentiable in the meta-parameters; else memory stays flat in S.
+        task: the task whose support set is learned.
+        inner: the settings of the inner loop.
+        meta: keep φ differentiable in the meta-parameters. Otherwise memory does not grow with S.
         steps: S, instead of `inner.steps`.
         start: φ_0, instead of the learner's.
     """
@@ -128,7 +128,7 @@ def adapt(
 def adapted(
     learner: Learner, task: Task, inner: InnerLoop, *, meta: bool, steps: int | None = None
 ) -> Weights:
-    """φ_S, the last of what `adapt` yields; the others are not held."""
+    """φ_S, the last weights of `adapt`. The earlier ones are not kept."""
     (weights,) = deque(adapt(learner, task, inner, meta=meta, steps=steps), maxlen=1)
     return weights
 
@@ -181,9 +181,9 @@ def meta_gradient(learner: Learner, batch: TaskBatch, inner: InnerLoop) -> Outco
 
 
 def leave_alone(learner: Learner) -> None:
-    """Take away gradients that are exactly zero.
+    """Remove gradients that are zero except for rounding.
 
-    They are zero but for rounding, which Adam would divide by its own size: a random walk.
+    Adam would divide the rounding by its own size, which makes a random walk.
     """
     for parameter in learner.inert_parameters():
         parameter.grad = None
@@ -213,8 +213,8 @@ def query_score(learner: Learner, weights: Weights, task: Task) -> float:
 def score(outputs: Tensor, targets: Tensor) -> float:
     """How good outputs (n, N) are, in one number.
 
-    Of labels (n,) the share that is right, in 0..1; of values (n, N) the mean squared error per
-    output, where less is better.
+    For labels (n,) the share of right answers, in 0..1. For values (n, N) the mean squared error
+    per output; less is better.
     """
     if targets.is_floating_point():
         return F.mse_loss(outputs.double(), targets.double()).item()
@@ -224,6 +224,6 @@ def score(outputs: Tensor, targets: Tensor) -> float:
 def labelled_right(logits: Tensor, labels: Tensor) -> Tensor:
     """For each row of (n, N), whether its largest logit is the label's: (n,) bool.
 
-    A row that holds NaN or infinity has no label at all.
+    A row with NaN or infinity is never right.
     """
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)

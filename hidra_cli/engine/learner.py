@@ -27,26 +27,26 @@ from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.task_batch import Task
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-# Images that a frozen network takes at once: more take more memory, and no less time.
+# Images per pass of a frozen network. More of them take more memory and no less time.
 _AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One task's weights at one moment: of the backbone (body) and of the head, by name."""
+    """One task's weights at one moment, by name: the backbone (body) and the head."""
 
     body: FastWeights
     head: FastWeights
 
     def detached(self) -> Weights:
-        """The same values, cut from their history, ready to be differentiated by."""
+        """The same values as new leaves of the graph, without their history."""
         return Weights(leaves(self.body), leaves(self.head))
 
     def renewed(self) -> Weights:
         """The same values as new tensors of the graph.
 
-        A gradient with respect to them is partial: it leaves out that other weights may have been
-        computed from the same meta-parameters.
+        A gradient with respect to them is partial. It ignores that other weights may depend on the
+        same meta-parameters.
         """
         return Weights(_aliases(self.body), _aliases(self.head))
 
@@ -58,12 +58,12 @@ class Learner(nn.Module):
         backbone: images (n, C, H, W) → features (n, F).
         head: features → logits, and the starting weights of a task.
         episode: the state that the backbone's normalization layers share.
-        normalization: the mode those layers were built for.
+        normalization: the mode that those layers were built for.
         precision: "bfloat16" runs forward passes under autocast; weights stay float32. "tf32" is
-            float32 here: how its products are taken is a state of the process
+            float32 here; a switch of the whole process selects how products are computed
             (`devices.choose_float32`).
-        loss: what the outputs are fitted to, within a task and over tasks.
-        rates: inner rates that are learned; None where they are given.
+        loss: the loss of the inner and the outer loop.
+        rates: learned inner rates; None if the rates are fixed.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class Learner(nn.Module):
 
     @property
     def symmetric(self) -> bool:
-        """Whether the first inner step has no gradient for the backbone: identical, in softmax."""
+        """Whether the first inner step cannot change the backbone: identical neurons, softmax."""
         return self.head.identical_neurons and self.loss_name == "softmax"
 
     def inert_parameters(self) -> Iterator[nn.Parameter]:
-        """Meta-parameters whose gradient is exactly zero: they move all logits alike."""
+        """Meta-parameters whose gradient is exactly zero: they change all logits equally."""
         if self.loss_name == "softmax":
             for name in self.head.common_parameters:
                 yield self.head.get_parameter(name)
@@ -113,12 +113,12 @@ class Learner(nn.Module):
         return losses.loss(self.loss_name, outputs, targets, weights)
 
     def support_loss(self, weights: Weights, task: Task) -> Tensor:
-        """The loss of the support images, in which every class counts alike."""
+        """The loss of the support images. Every class has the same weight."""
         outputs = self.support_logits(weights, task)
         return self.loss(outputs, task.support_labels, task.support_weights)
 
     def initial_weights(self, task: Task) -> Weights:
-        """Where the task starts: the backbone's own weights, and the head's for N ways."""
+        """The start of a task: the backbone's weights, and the head's weights for N ways."""
         body: FastWeights = dict(adapting(self.backbone))
         features = None
         if self.head.needs_support:
@@ -127,14 +127,14 @@ class Learner(nn.Module):
         return Weights(body, head).renewed()
 
     def separated(self, weights: Weights, task: Task) -> Weights:
-        """Weights that are the task's own; of one task they always are."""
+        """Separate weights for each task. With a single task they always are."""
         return weights
 
     @torch.no_grad()
     def precomputed(self, images: Tensor) -> Tensor:
         """Images (…, C, H, W) → features (…, F) of a frozen network, which no inner step changes.
 
-        Other backbones' images, and features, stay as they are.
+        With another backbone, or if the images are features already, nothing changes.
         """
         if not isinstance(self.backbone, FrozenNetwork) or images.dim() < 4:
             return images
@@ -156,9 +156,9 @@ class Learner(nn.Module):
 
         Args:
             body: the backbone's weights.
-            images: of which the first ones are the reference.
-            reference_rows: how many; None for all.
-            sample_weights: of the reference in the statistics, one for each row.
+            images: the first ones are the reference.
+            reference_rows: the number of reference images; None for all.
+            sample_weights: the weight of each reference image in the statistics.
         """
         with self.episode.reference(reference_rows, sample_weights), self._autocast():
             features: Tensor = functional_call(self.backbone, dict(body), (channels_last(images),))
@@ -177,7 +177,7 @@ class Learner(nn.Module):
         return self._logits(weights, self.support_features(weights.body, task))
 
     def query_logits(self, weights: Weights, task: Task) -> Tensor:
-        """Logits (…, N·Q, N) of the query images, normalized as the run says."""
+        """Logits (…, N·Q, N) of the query images, with the run's normalization."""
         if not reads_support(self.normalization):
             return self.logits(weights, task.query_images)
         rows = task.support_images.shape[-4]
@@ -198,7 +198,7 @@ class Learner(nn.Module):
 
 @contextmanager
 def meta_training(learner: Learner) -> Iterator[None]:
-    """Modules in train() while a meta-gradient is computed, where dropout is on; else in eval()."""
+    """Put modules into train() for a meta-gradient (dropout is on), and back into eval()."""
     learner.train()
     try:
         yield
@@ -207,7 +207,7 @@ def meta_training(learner: Learner) -> Iterator[None]:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Images (n, C, H, W) with the memory of (n, H, W, C): on a CPU, pooling takes a tenth so.
+    """Images (n, C, H, W) in the memory layout (n, H, W, C): pooling is ten times faster on a CPU.
 
     With one channel, only the stride of its dimension says in which format convolutions answer.
     """
@@ -224,5 +224,5 @@ def _aliases(weights: FastWeights) -> FastWeights:
 
 
 def leaves(weights: FastWeights) -> FastWeights:
-    """The same values, cut from their history, ready to be differentiated by."""
+    """The same values as new leaves of the graph, without their history."""
     return {name: value.detach().requires_grad_() for name, value in weights.items()}

@@ -1,4 +1,4 @@
-"""What a task's outputs are fitted to, in the inner and in the outer loop alike.
+"""The losses. The inner and the outer loop use the same one.
 
 Shapes: n examples, N outputs. Targets are labels (n,) in 0..N−1, or values (n, N).
 """
@@ -19,14 +19,14 @@ LossName = Literal["softmax", "sigmoid", "mse"]
 def loss(name: LossName, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean over examples of one loss, summed over the outputs: a scalar.
 
-    Summed, so that an output's own gradient does not depend on how many others there are.
+    Because of the sum, the gradient of an output does not depend on the number of other outputs.
 
     Args:
-        name: "softmax" is cross-entropy over classes that exclude each other; "sigmoid" one yes or
-            no per output (one-vs-rest); "mse" squared error, of labels to their one-hot codes.
+        name: "softmax": cross-entropy over classes that exclude each other. "sigmoid": one yes or
+            no per output (one-vs-rest). "mse": squared error; labels become one-hot codes.
         outputs: (n, N), logits or values.
         targets: labels (n,) or values (n, N); softmax takes labels only.
-        weights: (n,) of mean 1, for a weighted mean; None for the plain one.
+        weights: (n,) with mean 1, for a weighted mean; None for the plain mean.
     """
     if weights is not None:
         return (weights.to(outputs.dtype) * _of_each(name, outputs, targets)).mean()
@@ -48,9 +48,9 @@ def _of_each(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def uninformed(name: LossName, ways: int) -> float:
-    """The loss of an answer that knows the number of classes alone: of softmax, ln N.
+    """The loss of an answer that knows only the number of classes: ln N under softmax.
 
-    It gives every class the probability 1/N; under sigmoid and squared error, the output 1/N.
+    It gives every class the probability 1/N, and the output 1/N under sigmoid and squared error.
     """
     if name == "softmax":
         return math.log(ways)
@@ -70,8 +70,9 @@ def values_of(targets: Tensor, outputs: Tensor) -> Tensor:
 def probabilities(name: LossName, outputs: Tensor) -> Tensor:
     """Outputs (n, N) → a score in 0..1 per class.
 
-    Under softmax they sum to one. Under sigmoid each is by itself, and all may be small: the
-    picture is of none of the classes. Squared error has no probabilities: its outputs, clipped.
+    Under softmax the scores sum to one. Under sigmoid they are independent. All may be small: the
+    picture then shows none of the classes. Squared error has no probabilities. Its outputs are
+    clipped.
     """
     if name == "softmax":
         return outputs.softmax(1)

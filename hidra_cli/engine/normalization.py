@@ -1,11 +1,10 @@
-"""Normalization as a setting of the run: where a layer's statistics come from.
+"""Normalization as a setting of the run: the source of each layer's statistics.
 
-- `support`: from the support images; a query's logits do not depend on the other queries.
-- `tasknorm`: from the support images and each image itself, in learned shares; a query's logits do
-  not depend on the other queries.
-- `transductive`: from the batch itself, so the queries see each other (what MAML's published
-  numbers used).
-- `none`: no statistics, a learned affine only (what the authors' HIDRA code does).
+- `support`: the support images. A query's logits do not depend on the other queries.
+- `tasknorm`: the support images and each image itself, in learned shares. A query's logits do not
+  depend on the other queries.
+- `transductive`: the batch itself, so the queries see each other (as in MAML's published numbers).
+- `none`: no statistics, only a learned affine (as in the code of HIDRA's authors).
 - `frozen`: the layers of a pre-trained network as they were published; see `frozen.py`.
 """
 
@@ -36,10 +35,11 @@ class Episode:
     """The state that all normalization layers of one backbone share: which rows are the reference.
 
     Attributes:
-        reference_rows: statistics come from this many leading images; None means from all.
-        sample_weights: of these images in the statistics, of mean 1; None where all count alike.
+        reference_rows: the statistics come from this many leading images; None means from all.
+        sample_weights: the weights of these images in the statistics, with mean 1; None if they
+            are equal.
         recording: keep each layer's statistics for later predictions.
-        kernels: use compiled kernels, which torch.func and torch.compile cannot look into.
+        kernels: use compiled kernels, which torch.func and torch.compile cannot trace.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Episode:
 
     @contextmanager
     def reference(self, rows: int | None, weights: Tensor | None = None) -> Iterator[None]:
-        """Take statistics from the first `rows` images only, each with its weight."""
+        """Take the statistics from the first `rows` images only, each with its weight."""
         self.reference_rows, self.sample_weights = rows, weights
         try:
             yield
@@ -59,7 +59,7 @@ class Episode:
 
     @contextmanager
     def traceable(self) -> Iterator[None]:
-        """Use PyTorch's own operators alone, which can be batched and traced."""
+        """Use only PyTorch's own operators, which can be batched and traced."""
         before, self.kernels = self.kernels, False
         try:
             yield
@@ -77,7 +77,7 @@ class Episode:
 
 
 class Affine(nn.Module):
-    """y = weight · x + bias per channel, then max pooling and a ReLU where asked for.
+    """y = weight · x + bias per channel, then max pooling and a ReLU if requested.
 
     (n, channels, H, W) → (n, channels, H // pool, W // pool).
     """
@@ -103,11 +103,11 @@ class Affine(nn.Module):
 class EpisodeNorm(Affine):
     """Batch normalization (Ioffe & Szegedy 2015) with the statistics of one episode.
 
-    There are no running averages: statistics of other tasks say nothing about a new one.
+    There are no running averages, because statistics of other tasks say nothing about a new one.
 
     Attributes:
-        mean, variance: (channels,), recorded statistics that are used instead once present.
-        statistics: the names of what is recorded.
+        mean, variance: (channels,), recorded statistics. They are used once they are present.
+        statistics: the names of the recorded tensors.
     """
 
     statistics: ClassVar[tuple[str, ...]] = ("mean", "variance")
@@ -140,7 +140,7 @@ class EpisodeNorm(Affine):
         return self._finish(self._normalize(x, mean, variance))
 
     def _weighted(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Normalized with weighted statistics, from the moments of each image."""
+        """Normalize with weighted statistics, from the moments of each image."""
         rows = self.episode.reference_rows
         pooled = None
         if self._has_kernel(x):
@@ -164,7 +164,7 @@ class EpisodeNorm(Affine):
 
 
 class TaskNorm(EpisodeNorm):
-    """TaskNorm-I: moments of the support set D blended with those of each image itself.
+    """TaskNorm-I: a blend of the moments of the support set D and of each image.
 
         μ = α μ_D + (1−α) μ_x          α = sigmoid(scale · |D| + offset)
         σ² = α (σ_D² + (μ_D − μ)²) + (1−α) (σ_x² + (μ_x − μ)²)
@@ -200,7 +200,7 @@ class TaskNorm(EpisodeNorm):
         mean, variance, count = self._support(means, variances)
         alpha = torch.sigmoid(self.scale * count + self.offset)
         gap = mean - means
-        # The squares above, gathered: α (μ_D − μ)² + (1−α) (μ_x − μ)² = α (1−α) (μ_D − μ_x)².
+        # The squares above, combined: α (μ_D − μ)² + (1−α) (μ_x − μ)² = α (1−α) (μ_D − μ_x)².
         blend = alpha * variance + (1 - alpha) * (variances + alpha * gap.square())
         gain = self.weight * torch.rsqrt(blend + EPSILON)
         shift = self.bias - (means + alpha * gap) * gain
@@ -208,7 +208,7 @@ class TaskNorm(EpisodeNorm):
         return y.to(x.dtype)
 
     def _support(self, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance and size of D: as recorded, or from its images' own moments."""
+        """Mean, variance and size of D: the recorded ones, or from the moments of its images."""
         if self.mean is not None and self.variance is not None and self.count is not None:
             return self.mean, self.variance, self.count
         rows = self.episode.reference_rows
@@ -223,7 +223,7 @@ class TaskNorm(EpisodeNorm):
 def _moments_of_all(
     means: Tensor, variances: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Moments (c,) of images of one size from those of each, (n, c): the law of total variance."""
+    """Moments (n, c) of each of n equal-sized images → moments (c,) of all (total variance)."""
     if weights is None:
         spread, mean = torch.var_mean(means, dim=0, correction=0)
         return mean, variances.mean(0) + spread
@@ -235,8 +235,8 @@ def _moments_of_all(
 class _Moments(torch.autograd.Function):
     """Mean and variance of each row: (n, channels, pixels) → two of (n, channels).
 
-    One pass over the rows per gradient, and no copy of them kept: with the gradient's gradient, two
-    thirds of the time that autograd takes for the same formula.
+    It makes one pass over the rows per gradient and keeps no copy of them. With the gradient of
+    the gradient, it takes two thirds of autograd's time for the same formula.
     """
 
     generate_vmap_rule = True
@@ -252,7 +252,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Differentiable in turn: the mean is saved as an output, with its own history."""
+        """This is differentiable too: the mean is saved as an output with its history."""
         (x, mean), (to_mean, to_variance) = ctx.saved_tensors, gradients
         share = to_variance * (2 / x.shape[2])
         return torch.addcmul(
@@ -261,10 +261,11 @@ class _Moments(torch.autograd.Function):
 
 
 def adapting(backbone: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that adapt within a task, by name: all but TaskNorm's scale and offset.
+    """The parameters that adapt within a task, by name: all except TaskNorm's scale and offset.
 
-    A step of gradient descent on the scale moves α's argument |D|² times as far as one on the
-    offset: with a hundred support images, one inner step ends at α = 0 or 1, without a gradient.
+    A gradient step on the scale changes the argument of the sigmoid |D|² times as much as a step
+    on the offset. With a hundred support images, one inner step ends at α = 0 or 1, where there is
+    no gradient.
     """
     blends = {
         f"{name}.{own}"
@@ -276,7 +277,7 @@ def adapting(backbone: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """In float32 at least: in bfloat16 a variance, a weight or a loss has three digits."""
+    """At least float32: in bfloat16 a variance, a weight or a loss has only three digits."""
     return x if x.dtype == torch.float64 else x.float()
 
 

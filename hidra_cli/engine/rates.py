@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Rates(NamedTuple):
-    """α of one inner step: of each weight of the body by name, and of the head."""
+    """α of one inner step, for each weight of the body by name and for the head."""
 
     body: Mapping[str, float | Tensor]
     head: float | Tensor
@@ -20,12 +20,12 @@ class Rates(NamedTuple):
 class LearnedRates(nn.Module):
     """α > 0 for each of S steps and each weight tensor of the body, and for the head.
 
-    They are meta-parameters, kept as logarithms: an outer step multiplies a rate.
+    They are meta-parameters and are stored as logarithms, so an outer step multiplies a rate.
 
     Args:
-        steps: S of training; later steps use the rates of the last.
-        names: of the body's weights.
-        start: every α before training.
+        steps: S in training; later steps use the rates of the last step.
+        names: the names of the body's weights.
+        start: the value of every α before training.
     """
 
     def __init__(self, steps: int, names: Sequence[str], start: float) -> None:

@@ -16,7 +16,7 @@ from hidra_cli.errors import HidraError
 
 
 class Advance(Protocol):
-    """Called with how many are done, a short remark, and the total where it was not known."""
+    """Report progress: the number done, a short remark, and the total if it was unknown before."""
 
     def __call__(self, done: int, remark: str = "", *, total: int | None = None) -> None: ...
 
@@ -58,8 +58,8 @@ class Console:
 
     @contextmanager
     def logging_to(self, path: Path) -> Iterator[None]:
-        """Add every line and table, and the error that ends it all, to a file too."""
-        with contextlib.suppress(OSError):  # the log is the last thing to stop a run for
+        """Also write every line, every table and the final error to a file."""
+        with contextlib.suppress(OSError):  # a log that fails must not stop a run
             self._log = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         try:
             yield
@@ -129,7 +129,7 @@ class Console:
         return self._results.isatty()
 
     def result(self, result: Any) -> None:
-        """The result as one JSON object, where JSON was asked for."""
+        """The result as one JSON object, with --json only."""
         if self.json_output:
             self._results.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
@@ -162,7 +162,7 @@ class Console:
 
 
 class Silence(Console):
-    """Prints nothing: for every process but the first, and for jobs called from Python."""
+    """Prints nothing. For all processes except the first, and for jobs called from Python."""
 
     def __init__(self) -> None:
         super().__init__(verbosity=-1)
@@ -188,7 +188,7 @@ class Silence(Console):
 
 def _progress_lines(console: Console, what: str, whole: int | None) -> Advance:
     last = time.monotonic()
-    begun: tuple[float, int] | None = None  # what is taken up again was not done in this time
+    begun: tuple[float, int] | None = None  # a resumed run had done this part before
 
     def advance(done: int, remark: str = "", *, total: int | None = None) -> None:
         nonlocal last, begun

@@ -1,7 +1,7 @@
-"""The processes that share a run: the part of each, and what they combine.
+"""The processes that share a run: the part of each process, and sums and means over them.
 
-A single process is the trivial case of everything here. All methods but `share` are collective:
-every process calls them, in the same order.
+A single process is the simplest case of everything here. All methods except `share` are
+collective: every process calls them, in the same order.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 @dataclass
 class ProcessGroup:
-    """The processes of a run, and which of them this is.
+    """The processes of a run, and the number of this one.
 
     Attributes:
         rank: 0 for the one that prints and writes files.
-        size: how many there are.
+        size: the number of processes.
     """
 
     rank: int = 0
@@ -71,12 +71,13 @@ class ProcessGroup:
     ) -> list[float]:
         """Weighted means over the processes: of gradients, in place, and of some numbers.
 
-        A gradient that no process has stays None; one that only some have counts as zero in others.
+        A gradient that no process has stays None. If only some processes have it, it is zero in the
+        others.
 
         Args:
-            parameters: whose `.grad` is of this process's share of the work.
-            numbers: means over this share too.
-            weight: how much of the work this share is; those of all processes add up to 1.
+            parameters: their `.grad` belongs to this process's share of the work.
+            numbers: means over the same share.
+            weight: the size of this share; the weights of all processes add up to 1.
 
         Returns:
             The numbers' means.
@@ -95,7 +96,7 @@ class ProcessGroup:
         return [float(mean) for mean in means.tolist()]
 
     def gather(self, rows: Sequence[Sequence[float]]) -> Float64:
-        """Rows of k numbers, n of them in this process → those of all (sum of n, k), by rank."""
+        """n rows of k numbers in this process → the rows of all processes (sum n, k), by rank."""
         return np.array([row for part in self._gathered(rows) for row in part], np.float64)
 
     def _gathered(self, value: T) -> list[T]:
@@ -121,7 +122,7 @@ class ProcessGroup:
         return bool(self.largest(int(flag)))
 
     def broadcast_text(self, text: str) -> str:
-        """The text of the first process, in all of them."""
+        """The text of the first process, returned in every process."""
         if self.size == 1:
             return text
         texts = [text]
@@ -130,21 +131,22 @@ class ProcessGroup:
         return texts[0]
 
     def check_equal(self, what: str, text: str) -> None:
-        """Check that all processes have the same text, and so do the same in what follows.
+        """Check that all processes have the same text, so that they will do the same.
 
         Raises:
-            UsageError: some have another, in every process.
+            UsageError: the texts differ; it is raised in every process.
         """
         digest = hashlib.sha256(text.encode()).hexdigest()
         if len(set(self._gathered(digest))) > 1:
             raise UsageError(
                 f"the processes do not see the same {what}",
-                why="each machine reads files and variables of its own",
-                fix="give all the same command and environment, and folders that all can read",
+                why="each machine reads its own files and variables",
+                fix="start all with the same command and environment, and with folders that all "
+                "can read",
             )
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes have called this."""
         self.largest(0)
 
 
@@ -153,16 +155,16 @@ SINGLE = ProcessGroup()
 
 @contextlib.contextmanager
 def joined(rank: Rank, device: torch.device) -> Iterator[ProcessGroup]:
-    """The group of the processes that were started together; this one leaves it when it ends.
+    """The group of the processes that were started together. The process leaves it at its end.
 
     Raises:
-        RunError: they cannot be reached.
+        RunError: the processes cannot reach each other.
     """
     if rank.size == 1:
         yield SINGLE
         return
-    # Imported after the group is made, it would keep the group and gloo's threads alive, which
-    # abort a process that ends before them.
+    # If it were imported after the group is made, it would keep the group and gloo's threads alive.
+    # They abort a process that ends before them.
     import torch.distributed.nn
 
     # Decisions are exchanged over gloo, gradients of a GPU over NCCL.
@@ -189,12 +191,12 @@ def joined(rank: Rank, device: torch.device) -> Iterator[ProcessGroup]:
 def _leave(together: bool) -> None:
     """Leave the group, as the last thing a process does.
 
-    torchrun ends all processes when one has ended with an error. So, where all decided to end, none
-    leaves before the first one has written and printed everything.
+    torchrun ends all processes when one has ended with an error. So if all decided to end, each
+    waits until the first process has written and printed everything.
     """
-    for number in STOPPING:  # stopping is under way: another signal must not raise in here
+    for number in STOPPING:  # the process is stopping: another signal must not raise here
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(RuntimeError):  # another process is gone: nothing to wait for
+    with contextlib.suppress(RuntimeError):  # another process is gone: do not wait for it
         if together:
             dist.all_reduce(torch.zeros(1))
     dist.destroy_process_group()
@@ -202,12 +204,12 @@ def _leave(together: bool) -> None:
 
 @contextlib.contextmanager
 def _lost_process() -> Iterator[None]:
-    """Turn torch's error about an unreachable process into one of ours."""
+    """Turn torch's error about an unreachable process into an error of hidra."""
     try:
         yield
     except RuntimeError as exc:
         raise RunError(
             "another process of this run is gone",
             why=str(exc).split("\n")[0],
-            fix="see what it said itself",
+            fix="read the messages of that process",
         ) from exc

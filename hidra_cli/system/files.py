@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 
 from hidra_cli.errors import RunError
 
-# Ends the name of a file that is being written.
+# The end of the name of a file that is being written.
 LEFTOVER = ".tmp"
 
 
 @contextlib.contextmanager
 def writing_to(path: Path, place: str = "another place") -> Iterator[None]:
-    """Tell a failed write as what it is: the path, the system's reason, what to do.
+    """Turn a failed write into an error with the path, the system's reason and a remedy.
 
     Args:
-        path: what is written.
-        place: how to choose another one, in words.
+        path: the file or folder that is written.
+        place: another place and the flag that chooses it, in words.
     """
     try:
         yield
@@ -31,20 +31,20 @@ def writing_to(path: Path, place: str = "another place") -> Iterator[None]:
         raise RunError(
             f"{path} could not be written",
             why=exc.strerror or str(exc).split("\n")[0],
-            fix=f"free some space or choose {place}; nothing half-written was left",
+            fix=f"free some space or choose {place}; no half-written file is left",
         ) from exc
 
 
 def write_atomically(path: Path, content: bytes, *, keep_old_as: Path | None = None) -> None:
-    """Write beside, flush to disk, then rename.
+    """Write another file in the same directory, flush it to disk, then rename it.
 
     Args:
         path: of the file.
         content: of the file.
-        keep_old_as: another name in the same directory for the file that was there.
+        keep_old_as: another name in the same directory for the earlier file.
 
     Raises:
-        RunError: the disk is full or the directory is gone; nothing half-written is left.
+        RunError: the disk is full or the directory is gone; no half-written file is left.
     """
     with writing_to(path):
         if not path.name:
@@ -65,7 +65,7 @@ def write_atomically(path: Path, content: bytes, *, keep_old_as: Path | None = N
 
 
 def _keep(path: Path, other: Path) -> None:
-    """Give a file a second name, at once and without taking its first away."""
+    """Give a file a second name in one step. It keeps its first name."""
     spare = other.with_name(f".{other.name}.{os.getpid()}{LEFTOVER}")
     try:
         try:
@@ -79,7 +79,7 @@ def _keep(path: Path, other: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can."""
+    """Make a rename survive a power cut, if the system supports it."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -90,7 +90,7 @@ def _flush_names(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was writing. The caller holds the folder's lock."""
+    """Remove the unfinished files of a killed process. The caller holds the folder's lock."""
     for leftover in folder.glob(f".*{LEFTOVER}"):
         with contextlib.suppress(OSError):
             leftover.unlink()
@@ -177,7 +177,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def check_other_file(target: Path, what: str, *read: Path) -> None:
-    """Refuse to write over what was read, and say what it is."""
+    """Refuse to overwrite a file that was read, and name it."""
     from hidra_cli.errors import UsageError
 
     if target.resolve() in (path.resolve() for path in read):

@@ -1,4 +1,4 @@
-"""Memory: what is free, what processes hold, and how the C library keeps it."""
+"""Memory: free memory, the memory of processes, and how the C library keeps freed blocks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def peak_resident_memory(process: int | None = None) -> int:
     """The most bytes that a process had in memory.
 
     Args:
-        process: its number; this one without it.
+        process: its number; None for this process.
 
     Returns:
-        What it has now, where the system keeps no peak; 0 where the process is gone.
+        The memory now, if the system records no peak; 0 if the process is gone.
     """
-    # Not getrusage: on Linux its peak begins with what the parent had held.
+    # Not getrusage: on Linux its peak includes memory of the parent process.
     with suppress(OSError, TypeError):
         status = Path(f"/proc/{process or 'self'}/status").read_text(encoding="ascii")
         return 1024 * int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]
@@ -44,10 +44,10 @@ def peak_resident_memory(process: int | None = None) -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep large blocks that were freed: each step asks for the same ones again.
+    """Let glibc keep large freed blocks: each step needs the same blocks again.
 
-    Otherwise each goes back to the system and is mapped again, page by page, which costs a quarter
-    of the time of training. Does nothing with another C library.
+    Otherwise each block goes back to the system and is mapped again, page by page. That costs a
+    quarter of the time of training. The function does nothing with another C library.
 
     Returns:
         Whether glibc keeps them.

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as requests: what was begun is finished and saved first."""
+"""SIGINT and SIGTERM as requests: the current step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StopRequest:
     number = 0
 
     def obey(self) -> None:
-        """Leave as the signal would have made us, if there was one."""
+        """End the process as the signal would have done, if there was a signal."""
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.number:
@@ -35,7 +35,7 @@ def stop_requests() -> Iterator[StopRequest]:
             os._exit(128 + number)
         stop.number = number
 
-    if threading.current_thread() is not threading.main_thread():  # signals are not ours
+    if threading.current_thread() is not threading.main_thread():  # it may not
         yield stop
         return
     before = {number: signal.signal(number, handle) for number in STOPPING}
@@ -48,7 +48,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Let signals wait; a process started meanwhile never gets them: its parent ends it."""
+    """Block signals. A process that is started meanwhile never gets them; its parent ends it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

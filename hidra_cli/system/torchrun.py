@@ -1,4 +1,4 @@
-"""Which of several processes this is, from the variables that torchrun sets."""
+"""The number of this process among several, from the variables that torchrun sets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Rank:
 
     Attributes:
         rank: its number among all, 0 for the one that prints and writes files.
-        size: how many there are, on all machines.
-        local_rank: its number among those of its machine, which selects its GPU.
+        size: the number of processes on all machines.
+        local_rank: its number among the processes of its machine; it selects the GPU.
     """
 
     rank: int = 0
@@ -42,10 +42,10 @@ def share(whole: S, index: int, number: int) -> S:
 
 
 def this_rank(environ: Mapping[str, str] = os.environ) -> Rank:
-    """The rank from RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*; a single process without them.
+    """The rank from RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*. Without them, a single process.
 
     Raises:
-        UsageError: they contradict each other.
+        UsageError: the variables contradict each other.
     """
     names = ("RANK", "WORLD_SIZE")
     if not all(environ.get(name) for name in (*names, *_MEETING_PLACE)):

@@ -1,11 +1,11 @@
 """Worker processes on this machine that compute a part of the tasks.
 
 Threads of one interpreter wait for each other several hundred times in a task; processes do not.
-Workers keep no state: every request carries the learner, the tasks and the function, so a lost
-worker costs no more than doing its part again.
+Workers keep no state. Every request carries the learner, the tasks and the function, so the part
+of a lost worker can be done again.
 
-A worker is started by a command line of its own: `multiprocessing` would run the caller's script
-again. So it cannot import what the script itself defines, and says so.
+A worker is started by its own command line, because `multiprocessing` would run the caller's
+script again. So a worker cannot import names that the script itself defines. It then says so.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _PROGRAM = (
 
 
 class WorkerLostError(Exception):
-    """A worker cannot be started, or is gone."""
+    """A worker cannot be started, or has ended."""
 
 
 class WorkerPool:
     """Worker processes. They are started before they get work, and end with this process.
 
     Args:
-        prepare: a function of a module, which each worker calls first.
+        prepare: a function at the top level of a module. Each worker calls it first.
     """
 
     def __init__(self, prepare: Callable[[], object]) -> None:
@@ -67,13 +67,13 @@ class WorkerPool:
         return [worker.process.pid for worker in self._workers]
 
     def ready(self, number: int, *, wait: bool = False) -> bool:
-        """Whether so many workers can begin at once; missing ones are started.
+        """Start missing workers. Return whether `number` workers can begin at once.
 
         Args:
-            wait: until they can.
+            wait: wait until they can.
 
         Raises:
-            WorkerLostError: one cannot be started, or is gone.
+            WorkerLostError: a worker cannot be started, or has ended.
         """
         with self._stopped_on_error():
             while len(self._workers) < number:
@@ -89,15 +89,16 @@ class WorkerPool:
         processes: int,
         threads: int,
     ) -> list[T]:
-        """`[work(common, part) for part in parts]`, in contiguous shares, one of them done here.
+        """`[work(common, part) for part in parts]`, in contiguous shares; one share is done here.
 
         Args:
-            work: a function of a module, or a partial of one. Arguments and results are pickled.
-            processes: how many, this one included; the others are `ready`.
-            threads: of PyTorch's operators, in each process.
+            work: a function at the top level of a module, or a partial of one. Its arguments and
+                results are pickled.
+            processes: the number of processes, including this one; the others are `ready`.
+            threads: the threads of PyTorch's operators in each process.
 
         Raises:
-            WorkerLostError: a worker is gone.
+            WorkerLostError: a worker has ended.
         """
         number = min(processes, len(parts))
         mine, *others = (share(parts, index, number) for index in range(number))
@@ -112,7 +113,7 @@ class WorkerPool:
 
     @contextlib.contextmanager
     def _stopped_on_error(self) -> Iterator[None]:
-        """Stop all workers on any error: a late answer must not be taken for the next one's."""
+        """Stop all workers on any error, so that no late answer is taken for the next answer."""
         with self._lock:
             try:
                 yield
@@ -121,14 +122,14 @@ class WorkerPool:
                 raise
 
     def stop(self) -> None:
-        """End all workers; new ones are started when they are needed."""
+        """End all workers. New ones are started when they are needed."""
         with self._lock:
             while self._workers:
                 self._workers.pop().kill()
 
 
 class _Worker:
-    """One worker process, seen from here."""
+    """One worker process, as the main process sees it."""
 
     def __init__(self, prepare: Callable[[], object]) -> None:
         if os.name != "posix" or not sys.executable:
@@ -137,7 +138,7 @@ class _Worker:
         with theirs:
             command = [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM, str(theirs.fileno())]
             try:
-                # In a session of its own: Ctrl-C is for the process that the user started.
+                # In a separate session: Ctrl-C goes only to the process that the user started.
                 self.process = subprocess.Popen(
                     command,
                     pass_fds=[theirs.fileno()],
@@ -155,7 +156,7 @@ class _Worker:
             ours.send(prepare)
 
     def ready(self, wait: bool) -> bool:
-        """Whether it has imported what it needs."""
+        """Whether it has finished its imports."""
         if not self._said_ready and (wait or self._connection.poll()):
             with self._lost():
                 self._connection.recv_bytes()
@@ -174,8 +175,8 @@ class _Worker:
         """The results of its share.
 
         Raises:
-            WorkerLostError: it is gone.
-            Exception: what the work raised there.
+            WorkerLostError: the worker has ended.
+            Exception: the exception that the work raised in the worker.
         """
         with self._lost():
             answer = pickle.loads(self._connection.recv_bytes())
@@ -203,7 +204,7 @@ class _Worker:
 
 
 def serve(connection: Connection) -> None:
-    """Answer requests until the process that sends them is gone; signals are for that one."""
+    """Answer requests until the process that sends them has ended. Ignore signals meanwhile."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)  # between requests: leave the cores to the others
@@ -217,19 +218,19 @@ def serve(connection: Connection) -> None:
 def _answer(request: bytes) -> bytes:
     try:
         call = pickle.loads(request)
-    except Exception as exc:  # such as a class of the caller's own script
+    except Exception as exc:  # such as a class in the caller's script
         return pickle.dumps(WorkerLostError(f"a worker process cannot read the work: {exc}"))
     try:
         return pickled(_run(*call))
     except Exception as exc:
         with contextlib.suppress(Exception):
-            pickle.loads(content := pickle.dumps(exc))  # not every exception can be
+            pickle.loads(content := pickle.dumps(exc))  # not every exception can be pickled
             return content
         return pickle.dumps(RuntimeError(f"{type(exc).__name__}: {exc}"))
 
 
 def _run(work: Callable[[C, P], T], common: C, parts: Sequence[P], threads: int) -> list[T]:
-    """The work on each part, with so many threads for PyTorch's operators."""
+    """The work on each part, with `threads` threads for PyTorch's operators."""
     with operator_threads(threads):
         return [work(common, part) for part in parts]
 
