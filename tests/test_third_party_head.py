@@ -85,6 +85,13 @@ def test_a_separate_package_goes_the_whole_way(site: Path, cache_dir: Path, tmp_
     assert evaluated.returncode == 0, evaluated.stderr
     assert [row["ways"] for row in json.loads(evaluated.stdout)["results"]] == [2, 6]
 
+    assert "when the model was trained" not in evaluated.stderr
+    (info,) = site.glob("*.dist-info")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hidra-shifted\nVersion: 2.4\n")
+    newer = hidra(site, "evaluate", run, "--ways=2", "--episodes=2", "--queries=2", *places)
+    assert newer.returncode == 0, newer.stderr
+    assert "hidra-shifted 2.4 here, and was of hidra-shifted 2.3" in newer.stderr
+
     missing = hidra(None, "evaluate", run, *places)
     assert missing.returncode == 4
     assert "needs the head 'shifted'" in missing.stderr

@@ -59,7 +59,15 @@ def resolve(kind: registry.Kind, name: str, options: Mapping[str, Any]) -> Compo
 def component_of(plugin: registry.Plugin, options: Mapping[str, Any]) -> Component:
     """Import a plugin and check its options; raises as `resolve`."""
     loaded = registry.load(plugin)
-    return Component(plugin, loaded, plugin_options(plugin.label, options_of(loaded), options))
+    try:
+        known = options_of(loaded)
+    except PluginError as error:
+        raise PluginError(
+            f"{plugin.label} has an option of a type that is not known",
+            why=f"{error.what}\n{error.why}",
+            fix=f"{error.fix}\n{registry.blame(plugin)}",
+        ) from error
+    return Component(plugin, loaded, plugin_options(plugin.label, known, options))
 
 
 def failure(

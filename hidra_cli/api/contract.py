@@ -96,8 +96,11 @@ def _advice(exc: BaseException) -> str:
         return "raise an exception: a plugin never ends the program"
     if "'NoneType'" in text and "support" not in text:
         return "set needs_support = True if initialize reads support_features; else they are None"
-    if "dtype" in text or "scalar type" in text:
-        return "make tensors of the type of the input: torch.zeros(n, dtype=features.dtype)"
+    if "dtype" in text or "scalar type" in text or "should be the same" in text:
+        return (
+            "make tensors of the type of the input, torch.zeros(n, dtype=x.dtype), and keep layers "
+            "and parameters as attributes of self or in nn.ModuleList, so that they follow .to()"
+        )
     if "leaf Variable" in text or "modified by an inplace operation" in text:
         return "compute a new tensor: x = x * 2, not x *= 2"
     if "positional argument" in text or "unexpected keyword" in text or "required argument" in text:
@@ -106,7 +109,9 @@ def _advice(exc: BaseException) -> str:
         return "call super().__init__ with the arguments of the contract, first of all"
     if "abstract" in text:
         return "write every method that the contract has no default for"
-    return "make it work for every size; `--debug` shows the traceback"
+    if isinstance(exc, RuntimeError) and ("shape" in text or "size" in text):
+        return "make it work for every number of examples, classes and features"
+    return "mend that line; `--debug` shows the traceback"
 
 
 def check_declarations(subject: Subject, arguments: tuple[str, ...]) -> None:
@@ -189,7 +194,7 @@ def _check_option(subject: Subject, option: Option) -> None:
         raise subject.fault(
             "__init__",
             f"has the option '{option.name}' of type {option.type_name} with the default "
-            f"{option.default!r}, which is none",
+            f"{option.default!r}, which is no {option.type_name}",
             f"write its type: {option.name}: {type(option.default).__name__} = {option.default!r}",
         ) from exc
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from hidra_cli.api.places import place_of
 from hidra_cli.errors import PluginError, UsageError, nearest
 
 
@@ -115,7 +116,7 @@ def _hint(component: type[Any], parameter: inspect.Parameter) -> Any:
     except Exception as exc:
         raise PluginError(
             f"the type of the option '{parameter.name}' of {component.__qualname__} is unknown",
-            why=f"{type(exc).__name__}: {exc}",
+            why=f"{type(exc).__name__}: {exc}\nin {place_of(component.__init__)}",
             fix=f"its author must import that type at run time in {component.__module__}",
         ) from exc
 
