@@ -17,10 +17,10 @@ _WIDEST = 65_536
 class Conv4(Backbone):
     """Blocks of 3×3 convolution, normalization, 2×2 max pooling, ReLU.
 
-    The few-shot standard (Vinyals et al. 2016). Convolutions have no bias: the normalization has
-    one. With strides in place of pooling and a mean over what is left of height and width, it is
-    the network of MAML's Omniglot experiments (Finn et al. 2017, section 5.2): a quarter of the
-    work.
+    The standard network of few-shot learning (Vinyals et al. 2016). Convolutions have no bias,
+    because the normalization has one. With strides instead of pooling and a mean over the remaining
+    pixels, it is the network of MAML's Omniglot experiments (Finn et al. 2017, section 5.2), with a
+    quarter of the work.
     """
 
     api_version = 1
@@ -34,11 +34,12 @@ class Conv4(Backbone):
         blocks: Annotated[int, "number of blocks; each halves height and width"] = 4,
         init: Annotated[
             Literal["xavier", "torch"],
-            "how convolutions start: Xavier's range (the authors'), or PyTorch's own, which is "
-            "smaller, so that every step moves them further",
+            "start of the convolutions: Xavier's range (as in the authors' code), or PyTorch's "
+            "smaller one, with which the network learns sooner",
         ] = "xavier",
         downsample: Annotated[
-            Literal["pool", "stride"], "halve by max pooling, or by convolutions of stride 2"
+            Literal["pool", "stride"],
+            "max pooling, or convolutions of stride 2",
         ] = "pool",
     ) -> None:
         super().__init__()
@@ -70,9 +71,9 @@ class Conv4(Backbone):
 class Mlp(Backbone):
     """Fully connected layers, each followed by normalization and a ReLU.
 
-    As for the sinusoids of MAML (Finn et al. 2017, section 5.1), which had no normalization:
-    `--normalization none` leaves a learned affine of it, `support` takes statistics over the
-    support examples. Inputs are D numbers (n, 1, 1, D), or images, flattened.
+    For MAML's sinusoids (Finn et al. 2017, section 5.1). MAML's network has no normalization; with
+    `--normalization none` this one has a learned affine. `support` takes statistics over the
+    support examples. Inputs are D numbers (n, 1, 1, D), or flattened images.
     """
 
     api_version = 1

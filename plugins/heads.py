@@ -16,8 +16,8 @@ from hidra_cli.api import FastWeights, Head, one_hot
 
 Prior = Annotated[
     bool,
-    "add log(1/(N−1)), the log-odds of one class among N, to the starting biases: "
-    "for --loss sigmoid; under softmax it changes nothing",
+    "add log(1/(N−1)), the log-odds of one class among N, to the starting biases; "
+    "useful with --loss sigmoid; without effect under softmax",
 ]
 # Rows much shorter than this keep their direction, but not length 1.
 _SHORTEST = 1e-3
@@ -33,14 +33,14 @@ class Linear(Head):
 
 
 class Hidra(Linear):
-    """One meta-learned master neuron; a task of any N starts from N copies of it.
+    """One meta-learned master neuron. A task with any N starts from N copies of it.
 
-    HIDRA, Drumond et al., arXiv 1910.12749. Under softmax cross-entropy the master's value
-    cancels (all its copies move every logit alike); what helps is that the neurons are identical.
-    Under sigmoid and squared error its value counts.
+    HIDRA, Drumond et al., arXiv 1910.12749. Under softmax cross-entropy the master's value cancels,
+    because its copies change all logits equally. The benefit comes from identical neurons. Under
+    sigmoid and squared error the value matters.
 
-    Features of a frozen network are best normalized: their lengths say little about classes, and
-    the scale then decides how far a step goes, in any task.
+    Normalize the features of a frozen network: their lengths say little about classes. The scale
+    then sets the size of a step in every task.
     """
 
     identical_neurons = True
@@ -52,23 +52,23 @@ class Hidra(Linear):
         *,
         master: Annotated[
             Literal["tied", "slots"],
-            "how the master learns: by the gradient through all its copies, or by averaging "
-            "the outer steps of one slot per way (the authors' code)",
+            "update of the master: the gradient through all its copies, or the average of the "
+            "outer steps of one slot per way (as in the authors' code)",
         ] = "tied",
         start: Annotated[
-            Literal["xavier", "zero"], "how the master starts; zero is the better under sigmoid"
+            Literal["xavier", "zero"], "start of the master; zero is better under sigmoid"
         ] = "xavier",
         prior: Prior = False,
         normalize: Annotated[bool, "give every example's features the length `scale`"] = False,
         scale: Annotated[
-            float, "of normalized features, at first; the outer loop learns it on"
+            float, "length of normalized features at the start; the outer loop learns it"
         ] = 10.0,
     ) -> None:
         super().__init__(features, max_ways)
         self.master_update = master
         self.prior = prior
         if normalize:
-            # Its logarithm, so that no step can make it negative.
+            # The logarithm, so that no step can make the scale negative.
             self.log_scale = nn.Parameter(torch.tensor(math.log(positive("scale", scale))))
         self.normalize = normalize
         weight = torch.zeros(1, features)
@@ -79,8 +79,8 @@ class Hidra(Linear):
             self.master_bias = nn.Parameter(torch.zeros(1))
             self.common_parameters = ("master_weight", "master_bias")
         else:
-            # Every slot holds the master's value between outer steps; as rows of one parameter
-            # they get Adam moments of their own.
+            # Between outer steps every slot holds the master's value. Each row of the parameter
+            # has separate Adam moments.
             self.slot_weights = nn.Parameter(weight.repeat(max_ways, 1))
             self.slot_biases = nn.Parameter(torch.zeros(max_ways))
 
@@ -94,7 +94,7 @@ class Hidra(Linear):
         if self.master_update == "tied":
             weight, bias = self.master_weight.expand(ways, -1), self.master_bias.expand(ways)
         else:
-            # Beyond the slots of training (at test time), more copies of the master.
+            # More ways than slots (at test time) use more copies of the master.
             rows = torch.arange(ways, device=self.slot_weights.device) % self.max_ways
             weight, bias = self.slot_weights[rows], self.slot_biases[rows]
         return {"weight": weight, "bias": bias + _prior(ways) if self.prior else bias}
@@ -108,7 +108,7 @@ class Hidra(Linear):
     def after_outer_step(self, ways: int) -> None:
         """Slot averaging: master += mean over the used slots of (slot − master).
 
-        Only the slots of this meta-batch's ways count, and every slot is then reset to the master.
+        Only the slots of this meta-batch's ways count. Then every slot is reset to the master.
         """
         if self.master_update == "slots":
             for slots in (self.slot_weights, self.slot_biases):
@@ -118,10 +118,10 @@ class Hidra(Linear):
 class Maml(Linear):
     """One meta-learned neuron per way, for a fixed number of ways (Finn et al. 2017).
 
-    How far apart the neurons start decides a lot: `small` is nearly HIDRA's identical neurons.
-    The three starts are those of the authors' code for fully connected networks (`small`, of
-    standard deviation 0.01), for miniImageNet (`xavier`, uniform) and for Omniglot (`normal`, of
-    standard deviation 1): github.com/cbfinn/maml, maml.py.
+    The distance between the neurons at the start matters much. With `small` they are nearly
+    identical, as in HIDRA. The three starts are those of the authors' code (github.com/cbfinn/maml,
+    maml.py): for fully connected networks (`small`, standard deviation 0.01), for miniImageNet
+    (`xavier`, uniform) and for Omniglot (`normal`, standard deviation 1).
     """
 
     any_ways = False
@@ -133,8 +133,8 @@ class Maml(Linear):
         *,
         start: Annotated[
             Literal["small", "xavier", "normal"],
-            "how its neurons start: nearly identical, or apart, as in the authors' networks for "
-            "miniImageNet and for Omniglot",
+            "start of the neurons: nearly identical, or far apart as in the authors' networks for "
+            "miniImageNet (xavier) and for Omniglot (normal)",
         ] = "small",
     ) -> None:
         super().__init__(features, max_ways)
@@ -157,7 +157,7 @@ class Maml(Linear):
 
 
 def _prior(ways: int) -> float:
-    """The log-odds of one class among N, all as frequent; 0 where there is just one output."""
+    """The log-odds of one among N equally frequent classes; 0 with a single output."""
     return -math.log(ways - 1) if ways > 1 else 0.0
 
 
@@ -165,9 +165,9 @@ class ProtoMaml(Linear):
     """Neurons start at the class prototypes, the mean support features c_k, and then adapt.
 
     Proto-MAML, Triantafillou et al. 2020, "Meta-Dataset", arXiv 1903.03096, section 3: weights
-    2 c_k, biases −‖c_k‖², so that before the first step the logits are those of a prototypical
-    network, −‖z − c_k‖², but for a term that all classes share. The meta-gradient flows on into
-    the support features. There are no meta-parameters.
+    2 c_k, biases −‖c_k‖². Before the first step the logits are those of a prototypical network,
+    −‖z − c_k‖², except for a term that all classes share. The meta-gradient flows into the support
+    features. There are no meta-parameters.
     """
 
     needs_support = True
@@ -178,7 +178,7 @@ class ProtoMaml(Linear):
         max_ways: int,
         *,
         scale: Annotated[
-            float, "multiplies the squared distances; less than 1 where features are large"
+            float, "factor of the squared distances; use less than 1 if features are large"
         ] = 1.0,
     ) -> None:
         super().__init__(features, max_ways)
@@ -200,18 +200,18 @@ class ProtoMaml(Linear):
 
 
 class Cosine(Head):
-    """Logits s · cos(w_c, z), the neurons of a task starting as N copies of one master w.
+    """Logits s · cos(w_c, z). The neurons of a task start as N copies of one master w.
 
     Cosine classifiers: Gidaris and Komodakis 2018, arXiv 1804.09458; Chen et al. 2019, arXiv
-    1904.04232. There is no bias. As in the former, s is learned and starts at 10; it is a
-    meta-parameter, so it does not adapt within a task. Weights (N, F) are normalized in every
-    forward pass and adapt without being so.
+    1904.04232. There is no bias. As in the first paper, s is learned and starts at 10. It is a
+    meta-parameter and does not adapt within a task. Weights (N, F) are normalized in every forward
+    pass; the weights that adapt are not.
 
-    Under softmax cross-entropy, because the neurons start equal, the first inner step has no
-    gradient for the backbone, as with HIDRA: Σ_c (p_c − y_c) = 0 multiplies one ∂logit/∂z. And
-    before that step the master has no effect. After it, it has, other than HIDRA's: that step is
-    orthogonal to w and grows like s / ‖w‖, so the master's length sets how far the neurons turn,
-    and its direction is the part of the features that the step does not see.
+    Under softmax cross-entropy the first inner step has no gradient for the backbone, as with
+    HIDRA. The neurons start equal, so Σ_c (p_c − y_c) = 0 multiplies the common ∂logit/∂z. Before
+    this step the master has no effect. After it the master has an effect, unlike HIDRA's. The step
+    is orthogonal to w and grows like s / ‖w‖. So the master's length sets how far the neurons turn,
+    and its direction is the part of the features that the step does not use.
     """
 
     api_version = 1
@@ -222,7 +222,7 @@ class Cosine(Head):
         features: int,
         max_ways: int,
         *,
-        scale: Annotated[float, "s at first; the outer loop learns it on"] = 10.0,
+        scale: Annotated[float, "s at the start; the outer loop learns it"] = 10.0,
     ) -> None:
         super().__init__(features, max_ways)
         self.master = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, features)))
@@ -259,25 +259,25 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 
 
 class _Fresh(Linear):
-    """Neurons made anew for every task: the head has no meta-parameters."""
+    """New neurons for every task. The head has no meta-parameters."""
 
     like: Tensor
 
     def __init__(self, features: int, max_ways: int) -> None:
         super().__init__(features, max_ways)
-        # Follows the module's device and dtype, which fresh weights take.
+        # New weights use its device and dtype, which are those of the module.
         self.register_buffer("like", torch.empty(0), persistent=False)
 
 
 class Random(_Fresh):
-    """Neurons drawn afresh for every task, uniform in ±scale·sqrt(6 / (F + 1)); biases zero."""
+    """New random neurons for every task, uniform in ±scale·sqrt(6 / (F + 1)). Biases are zero."""
 
     def __init__(
         self,
         features: int,
         max_ways: int,
         *,
-        scale: Annotated[float, "multiplies the Xavier range of one neuron"] = 1.0,
+        scale: Annotated[float, "factor of the Xavier range of one neuron"] = 1.0,
     ) -> None:
         super().__init__(features, max_ways)
         if not scale > 0:
@@ -299,7 +299,7 @@ class Random(_Fresh):
 
 
 class Zero(_Fresh):
-    """All neurons start at zero: what HIDRA equals under softmax, with nothing to learn."""
+    """All neurons start at zero. Under softmax this equals HIDRA. There are no meta-parameters."""
 
     identical_neurons = True
 
@@ -322,10 +322,10 @@ class Zero(_Fresh):
 
 
 def positive(name: str, value: float) -> float:
-    """The value of an option, where it is one.
+    """The value of an option that must be a positive number.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not positive, or not finite.
     """
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}={value} is not a positive number")

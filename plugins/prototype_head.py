@@ -42,13 +42,14 @@ class HidraPrototypes(Head):
         features: int,
         max_ways: int,
         *,
-        share: Annotated[float, "α at first; the outer loop learns it on"] = 0.3,
+        share: Annotated[float, "α at the start; the outer loop learns it"] = 0.3,
         normalize: Annotated[
             Literal["none", "features", "both"],
-            "give length 1 to nothing, to the features, or to features and neurons",
+            "what gets length 1: nothing, the features, or features and neurons",
         ] = "none",
         scale: Annotated[
-            float, "multiplies the logits at first, and is learned; not with normalize=none"
+            float,
+            "factor of the logits at the start; the outer loop learns it; not with normalize=none",
         ] = 10.0,
     ) -> None:
         super().__init__(features, max_ways)

@@ -22,10 +22,10 @@ class Ridge(Linear):
 
         W = argmin Σ_i w_i ‖x_i W − y_i‖² + λ ‖W‖² = Xᵀ (X Xᵀ + λ D)⁻¹ Y        D = diag(1 / w_i)
 
-    by the Woodbury identity: the system has n unknowns for each class, however many features there
-    are. The weights w_i = n / (N n_c) make classes of unequal size n_c count alike; with equal
-    classes they are 1. The logits are s · z W + b. λ, s and b are learned by the outer loop, which
-    differentiates through the solution; under softmax b cancels.
+    by the Woodbury identity. The system has n unknowns for each class, for any number of features.
+    The weights w_i = n / (N n_c) give classes of unequal size n_c the same weight; with equal
+    classes they are 1. The logits are s · z W + b. The outer loop learns λ, s and b and
+    differentiates through the solution. Under softmax b cancels.
     """
 
     needs_support = True
@@ -36,8 +36,8 @@ class Ridge(Linear):
         features: int,
         max_ways: int,
         *,
-        penalty: Annotated[float, "λ at first; the outer loop learns it on"] = 0.3,
-        scale: Annotated[float, "s at first; the outer loop learns it on"] = 15.0,
+        penalty: Annotated[float, "λ at the start; the outer loop learns it"] = 0.3,
+        scale: Annotated[float, "s at the start; the outer loop learns it"] = 15.0,
         normalize: Annotated[bool, "give every example's features length 1"] = True,
     ) -> None:
         super().__init__(features, max_ways)

@@ -86,13 +86,13 @@ def existing_source(source: str | None) -> Path | None:
         raise DataError(
             f"the source {source} does not exist",
             why="it is neither a folder nor a file",
-            fix="give --source the folder or archive that holds the images",
+            fix="give --source the folder or archive with the images",
         )
     return path
 
 
 def store_path(choice: DatasetChoice, cache_dir: Path | None) -> Path:
-    """Where the prepared file of a dataset is, or would be."""
+    """The path of the prepared file of a dataset, which may not exist yet."""
     from hidra_cli.images.cache import cache_dir as resolve_cache
 
     return resolve_cache(cache_dir) / "stores" / choice.key.file_name
@@ -106,7 +106,7 @@ def prepare_images(
     force: bool = False,
     workers: int | None = None,
 ) -> bool:
-    """Write the prepared file of a dataset unless it exists; whether it was written now."""
+    """Write the prepared file of a dataset unless it exists. Return whether it was written."""
     try:
         return _prepare_images(choice, cache_dir, console, force, workers)
     except ContractError as fault:
@@ -169,7 +169,7 @@ def open_images(
     console: Console,
     component: Component | None = None,
 ) -> PreparedImages:
-    """The prepared images of a dataset; an embedded one is prepared when it is not there yet."""
+    """The prepared images of a dataset. An embedded dataset is prepared first if necessary."""
     from hidra_cli.images.prepared import open_store
 
     choice = choose_dataset(settings, component)

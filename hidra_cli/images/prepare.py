@@ -45,21 +45,21 @@ def prepare(
 ) -> bool:
     """Write the prepared file unless it exists.
 
-    Two writers at once are serialized by a lock; the second one finds the work done.
+    A lock serializes two writers. The second one finds the file written.
 
     Args:
         dataset: the plugin, built with its options.
-        key: what the file is called after.
+        key: the identity of the file, from which its name is made.
         path: the file to write.
-        version: of the distribution that brings the plugin.
-        source: recorded in the file.
+        version: the version of the plugin's distribution.
+        source: the source, which is recorded in the file.
         downloads: folder for verified downloads.
         progress: is called with the number of images that are done, and of all.
         force: rebuild an existing file.
         workers: decoding processes; one per core by default.
 
     Returns:
-        Whether the file was written now; False when it was there.
+        Whether the file was written now; False if it existed.
 
     Raises:
         DataError: the source is incomplete or an image is damaged.
@@ -108,7 +108,7 @@ def has_changed(dataset: Dataset, key: StoreKey, images: PreparedImages, downloa
 def check_source(
     dataset: Dataset, key: StoreKey, images: PreparedImages, source: Path | None, downloads: Path
 ) -> None:
-    """Refuse prepared images that came from another source, which had other content.
+    """Refuse prepared images that came from another source with other content.
 
     Raises:
         DataError: names both sources; or the new one cannot be read.
@@ -132,7 +132,7 @@ def check_source(
 
 
 def _contents(classes: list[ImageClass]) -> str:
-    """A digest of the names and sizes of the files, wherever they lie."""
+    """A digest of the names and sizes of the files, without their folders."""
     digest = hashlib.sha256()
     for image_class in classes:
         digest.update(f"{image_class.split}/{image_class.name}\n".encode())
@@ -148,7 +148,7 @@ def _contents(classes: list[ImageClass]) -> str:
 
 
 def _listing(classes: list[ImageClass]) -> str:
-    """A digest of names, sizes and times of the files: cheap, and changed by any edit."""
+    """A digest of names, sizes and times of the files. It is cheap, and any edit changes it."""
     digest = hashlib.sha256()
     for image_class in classes:
         digest.update(f"{image_class.split}/{image_class.name}\n".encode())

@@ -20,9 +20,9 @@ from hidra_cli.system.memory import available_memory
 if TYPE_CHECKING:
     import torch
 
-# Above this share of the memory that is free, images stay in the file and are read as needed.
+# Images that need more than this share of the free memory stay in the file.
 IN_MEMORY_SHARE = 0.5
-# Up to this share of the memory that is free on a device, images are kept there.
+# Images that need at most this share of a device's free memory are kept on the device.
 ON_DEVICE_SHARE = 0.25
 Table = Literal["images", "features"]
 _TABLES: dict[Table, tuple[type[np.generic], int]] = {  # type and number of dimensions
@@ -78,23 +78,23 @@ class PreparedImages:
 
     @property
     def place(self) -> str:
-        """Where the images are, for messages."""
+        """The place of the images, for messages."""
         return str(self.path)
 
     def most_ways(self, split: Split) -> int | None:
-        """How many classes a split has."""
+        """The number of classes of a split."""
         return len(self.table(split).names)
 
     def close(self) -> None:
-        """Close the file, where images are read from it as needed."""
+        """Close the file, if images are read from it."""
         if isinstance(self.images, h5py.Dataset):
             self.images.file.close()
 
     def on(self, device: torch.device, free: int) -> PreparedImages:
-        """These images kept on a device as they are, so that tasks are gathered there.
+        """These images, unchanged, on a device, so that tasks are gathered there.
 
-        Only where they take no more than ON_DEVICE_SHARE of the bytes that are free on it; they are
-        left where they are otherwise. A file they were read from is closed.
+        They are moved only if they need at most ON_DEVICE_SHARE of its free bytes. The file from
+        which they were read is then closed.
         """
         import torch
 

@@ -13,13 +13,13 @@ from hidra_cli.settings.declarations import Augment
 
 # Padding of CIFAR images before random cropping (He et al. 2016): 4 of 32 pixels on every side.
 _SHIFT_SHARE = 8
-MIRRORED = np.uint64(1)  # the bit of a key that says so
+MIRRORED = np.uint64(1)  # the bit of a key that mirrors an image
 
 
 def augmented(images: Tensor, keys: npt.NDArray[np.uint64], augment: Augment) -> Tensor:
     """Images mirrored left to right ("flip", "mirror": half of them), shifted ("crop"), or both.
 
-    What a shift brings in from outside is the image reflected at its edge.
+    Pixels from outside of the image are those of the image reflected at its edge.
 
     Args:
         images: (T, n, C, H, W), on any device.

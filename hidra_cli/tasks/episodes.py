@@ -50,9 +50,10 @@ class EpisodeSampler:
         ways: the numbers of ways that occur.
         shots: the numbers of support images per class that occur.
         queries: query images per class.
-        seed: of the run.
-        within_groups: all classes of a task are of one group, the part of their names before the
-            first slash (an Omniglot alphabet), drawn from the groups with enough classes.
+        seed: the run's seed.
+        within_groups: all classes of a task belong to one group, such as an Omniglot alphabet. The
+            group is the part of a class name before the first slash. It is drawn from the groups
+            with enough classes.
 
     Raises:
         UsageError: a number of ways is below two.
@@ -111,7 +112,7 @@ class EpisodeSampler:
         )
 
     def _outside(self, episodes: Sequence[int], ways: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which classes are not of an episode's group, one with at least N classes: (T, C)."""
+        """The classes outside of each episode's group: (T, C). A group has at least N classes."""
         assert self._groups is not None
         sizes = np.bincount(self._groups)
         keys = np.stack([draw(self._group_key, episode, len(sizes)) for episode in episodes])
@@ -123,11 +124,11 @@ class EpisodeSampler:
 def check_feasible(
     table: ClassTable, ways: Sequence[int], shots: Sequence[int], queries: int
 ) -> None:
-    """Check that every episode that can be asked for can be drawn.
+    """Check that every possible episode can be drawn.
 
     Raises:
         UsageError: a number of ways is below two.
-        DataError: names the split or class, what it has and what is needed.
+        DataError: names the split or class, its size and the needed size.
     """
     if min(ways) < 2:
         raise UsageError(
@@ -190,7 +191,7 @@ def draw_shape(key: int, meta_batch: int, ways: Sequence[int], shots: Sequence[i
 
 
 def _smallest(keys: npt.NDArray[np.uint64], number: int) -> Int64:
-    """Where the smallest keys of each row (…, n) are, the smallest first: (…, number)."""
+    """The indices of the smallest keys of each row (…, n), the smallest first: (…, number)."""
     smallest = np.argpartition(keys, number - 1, axis=-1)[..., :number]
     order = np.argsort(np.take_along_axis(keys, smallest, axis=-1), axis=-1)
     return np.take_along_axis(smallest, order, axis=-1)

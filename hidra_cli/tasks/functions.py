@@ -1,4 +1,4 @@
-"""Tasks of a family of functions, each drawn from a stream of its own.
+"""Tasks of a family of functions, each drawn from a separate random stream.
 
 Shapes: T tasks, N outputs (the ways), K support and Q query points in all, D inputs.
 """

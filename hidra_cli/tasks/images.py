@@ -29,8 +29,8 @@ class ImageSampler(EpisodeSampler):
         split: whose classes make the tasks.
         ways, shots, queries, seed, within_groups: as in `EpisodeSampler`.
         device: where the tasks' tensors go.
-        augment: random changes to images, from a stream of their own: which images a task has does
-            not depend on it.
+        augment: random changes to images, from a separate stream. The choice of a task's images
+            does not depend on it.
 
     Raises:
         UsageError, DataError: as `EpisodeSampler`.
@@ -85,7 +85,7 @@ class ImageSampler(EpisodeSampler):
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
         """A random number for each support and each query image: (T, N·K) and (T, N·Q).
 
-        Of "mirror", all images of a class are mirrored where its first one is.
+        With "mirror", all images of a class are mirrored if the first one is.
         """
         ways, shots = shape
         count = ways * (shots + self.queries)

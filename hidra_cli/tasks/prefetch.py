@@ -1,4 +1,4 @@
-"""The next tasks, drawn while the device computes those before."""
+"""Drawing the next tasks while the device computes the current ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _Request = tuple[tuple[int, ...], TaskShape]
 class Prefetcher:
     """A sampler that draws the next tasks in a thread.
 
-    Tasks are functions of their indices, so they are the same as without it. Whatever the thread
-    puts on a GPU goes through the one stream that everything goes through, in order.
+    Tasks are functions of their indices, so they are the same as without prefetching. Everything
+    that the thread puts on a GPU goes through the same stream as all other work, in order.
     """
 
     def __init__(self, sampler: Sampler) -> None:

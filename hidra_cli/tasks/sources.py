@@ -48,10 +48,10 @@ class TaskSource(Protocol):
 
     @property
     def place(self) -> str:
-        """Where it comes from, for messages."""
+        """Its origin, for messages."""
 
     def most_ways(self, split: Split) -> int | None:
-        """The largest number of ways of a split's tasks; None where there is no end."""
+        """The largest number of ways of a split's tasks; None if any number is possible."""
 
 
 class Sampler(Protocol):
@@ -94,16 +94,16 @@ def sampler_of(
     """The tasks of one split.
 
     Args:
-        ways: the numbers of classes, or of outputs, that occur.
-        shots: the numbers of support examples that occur: per class, of functions in all.
-        queries: query examples: per class, of functions in all.
-        seed: of the run.
+        ways: the possible numbers of classes or outputs.
+        shots: the possible numbers of support examples per class (functions: of the whole task).
+        queries: the number of query examples per class (functions: of the whole task).
+        seed: the run's seed.
         device: where the tasks' tensors go.
         within_groups: the classes of a task are of one group, such as an alphabet.
         augment: random changes to images.
 
     Raises:
-        UsageError, DataError: a task that can be asked for cannot be drawn.
+        UsageError, DataError: some possible task cannot be drawn.
     """
     if isinstance(source, FunctionTasks):
         if within_groups:
@@ -139,7 +139,7 @@ def objective_of(source: TaskSource) -> Objective:
 
 
 def feasible_ways(source: TaskSource, split: Split, wanted: Iterable[int]) -> tuple[int, ...]:
-    """Those of the numbers of ways that the split has classes for."""
+    """The numbers of ways for which the split has enough classes."""
     most = source.most_ways(split)
     return tuple(n for n in wanted if most is None or n <= most)
 
