@@ -96,19 +96,19 @@ class PublishedNetwork(Backbone):
         """
         if not self.pretrained:
             return
-        found = dict(self._for_model(self.published()))
+        weights = dict(self._for_model(self.published()))
         own = {k: v for k, v in self.model.state_dict().items() if not k.endswith(COUNTER)}
-        for key in sorted(own.keys() | found.keys()):
-            if _size(own.get(key)) != _size(found.get(key)):
+        for key in sorted(own.keys() | weights.keys()):
+            if _size(own.get(key)) != _size(weights.get(key)):
                 raise DataError(
                     f"{self.weights} holds no weights of {self.name}",
-                    why=f"{key} should be {_size(own.get(key))}, but is {_size(found.get(key))}",
+                    why=f"{key} should be {_size(own.get(key))}, but is {_size(weights.get(key))}",
                     fix="give weights of that network, or the network of the weights: "
                     "--bb-opt name=NAME",
                 )
         with torch.no_grad():
             for key, value in own.items():
-                value.copy_(found[key])
+                value.copy_(weights[key])
 
     def published(self) -> Mapping[str, Tensor]:
         """The weights that the user named, without the last layer, by the network's own names."""
@@ -131,15 +131,15 @@ class PublishedNetwork(Backbone):
         _, height, width = image_shape
         try:
             images = torch.empty(2, *image_shape, device="meta")
-            found = functional_call(self, shapes, (images,)).shape
+            shape = functional_call(self, shapes, (images,)).shape
         except Exception as exc:
             raise ValueError(
                 f"{self.name} cannot work on images of {height}×{width} pixels, which are too "
                 f"small or of a size it is not made for: {str(exc).splitlines()[0]}"
             ) from exc
-        if len(found) != 2:
-            raise ValueError(f"{self.name} cannot be cut: it gives {tuple(found)} without its end")
-        return int(found[1])
+        if len(shape) != 2:
+            raise ValueError(f"{self.name} cannot be cut: it gives {tuple(shape)} without its end")
+        return int(shape[1])
 
 
 def replace_norms(module: nn.Module, norm: NormFactory, place: str = "") -> dict[str, str]:

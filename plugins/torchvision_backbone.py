@@ -106,7 +106,7 @@ def _published(name: str, weights: Any) -> Mapping[str, Tensor]:
     """Weights of torchvision's, from the network or from where torch keeps what it downloaded."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
-        found: Mapping[str, Tensor] = weights.get_state_dict(
+        state: Mapping[str, Tensor] = weights.get_state_dict(
             progress=False, check_hash=True, map_location="cpu", weights_only=True
         )
     except Exception as exc:  # of the network, of the disk, or of a damaged file
@@ -116,4 +116,4 @@ def _published(name: str, weights: Any) -> Mapping[str, Tensor]:
             why=f"{type(exc).__name__}: {exc}".splitlines()[0],
             fix=f"put {weights.url} at {path}, or name a file of them: --bb-opt weights=FILE",
         ) from exc
-    return found
+    return state

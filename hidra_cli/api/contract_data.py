@@ -87,12 +87,12 @@ def check_description(subject: Subject, dataset: Dataset) -> None:
 
 def _listed(subject: Subject, dataset: Dataset, downloads: Path) -> list[Any]:
     with subject.calling("classes", f"the folder {downloads.name}"):
-        found: object = dataset.classes(downloads)
-        if not isinstance(found, Iterable):
+        classes: object = dataset.classes(downloads)
+        if not isinstance(classes, Iterable):
             raise subject.fault(
-                "classes", f"gives {type(found).__name__}, not classes", "yield ImageClass(…)"
+                "classes", f"gives {type(classes).__name__}, not classes", "yield ImageClass(…)"
             )
-        return list(found)
+        return list(classes)
 
 
 def check_classes(subject: Subject, classes: list[Any], shape: tuple[int, int, int]) -> None:
@@ -234,18 +234,18 @@ def drawn(
     """One task of a family, checked: x (n, D) and y (n, N)."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
     with subject.calling("draw", f"{outputs} outputs and {examples} examples"):
-        found: Any = family.draw(generator, outputs, examples)
-    check_drawn(subject, family, found, outputs, examples)
-    return list(found)
+        drawn: Any = family.draw(generator, outputs, examples)
+    check_drawn(subject, family, drawn, outputs, examples)
+    return list(drawn)
 
 
 def check_drawn(
-    subject: Subject, family: FunctionFamily, found: Any, outputs: int, examples: int
+    subject: Subject, family: FunctionFamily, drawn: Any, outputs: int, examples: int
 ) -> None:
     """Raise `ContractError` where a family draws anything but finite float32 x (n, D), y (n, N)."""
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise subject.fault("draw", f"gives {type(found).__name__}", "return x, y")
-    for letter, values, columns in zip("xy", found, (family.inputs, outputs), strict=True):
+    if not isinstance(drawn, tuple | list) or len(drawn) != 2:
+        raise subject.fault("draw", f"gives {type(drawn).__name__}", "return x, y")
+    for letter, values, columns in zip("xy", drawn, (family.inputs, outputs), strict=True):
         wanted = (examples, columns)
         if not isinstance(values, np.ndarray) or values.shape != wanted:
             form = getattr(values, "shape", type(values).__name__)

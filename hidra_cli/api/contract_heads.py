@@ -154,11 +154,11 @@ def _check_gradients(subject: Subject, head: Head, task: HeadTask) -> None:
             before = source.clone()
             ends = [_moved(source, before + sign * _NUDGE * direction, value) for sign in (1, -1)]
             source.copy_(before)
-        found = (ends[0] - ends[1]) / (2 * _NUDGE)
-        if abs(found) > 1e-3 and abs(found - expected) > 1e-3 * max(abs(found), abs(expected), 1.0):
+        slope = (ends[0] - ends[1]) / (2 * _NUDGE)
+        if abs(slope) > 1e-3 and abs(slope - expected) > 1e-3 * max(abs(slope), abs(expected), 1.0):
             raise subject.fault(
                 where,
-                f"cuts a part of the gradient by {name}: the logits change by {found:.4g}, "
+                f"cuts a part of the gradient by {name}: the logits change by {slope:.4g}, "
                 f"their gradient says {expected:.4g}",
                 CUT,
             )

@@ -121,16 +121,16 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _attributes(module: nn.Module, package: str) -> dict[str, Any]:
     """The plain attributes of the author's own modules, in a form that can be compared."""
-    found = {}
+    state = {}
     for place, part in module.named_modules():
         own = type(part).__module__.partition(".")[0] == package or part is module
         for name, value in vars(part).items() if own else ():
             if name not in _OF_TORCH:
-                found[f"{place}.{name}".lstrip(".")] = _comparable(value, _DEEPEST)
+                state[f"{place}.{name}".lstrip(".")] = _comparable(value, _DEEPEST)
     for name, value in vars(type(module)).items():
         if not callable(value) and not name.startswith("__"):
-            found[f"{type(module).__name__}.{name}"] = _comparable(value, _DEEPEST)
-    return found
+            state[f"{type(module).__name__}.{name}"] = _comparable(value, _DEEPEST)
+    return state
 
 
 def _comparable(value: Any, depth: int) -> Any:

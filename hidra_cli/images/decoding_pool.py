@@ -24,7 +24,7 @@ Decoding = Future[tuple[UInt8, bytes]]
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def _decoded(
+def decoded_classes(
     dataset: Dataset, classes: list[ImageClass], workers: int | None, stop: StopRequest
 ) -> Iterator[tuple[UInt8, bytes]]:
     """Decode in order of the classes, a bounded number of them ahead of the writer."""

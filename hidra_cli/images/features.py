@@ -26,7 +26,7 @@ from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.frozen import FrozenNetwork
 from hidra_cli.engine.learner import channels_last
 from hidra_cli.errors import DataError
-from hidra_cli.images.file_format import SEAL, SEAL_BYTES, _SafeFile, write_about
+from hidra_cli.images.file_format import SEAL, SEAL_BYTES, SafeFile, write_about
 from hidra_cli.images.open import DatasetChoice, check_unchanged, choose_dataset, store_path
 from hidra_cli.images.prepared import PreparedImages, open_store
 from hidra_cli.images.writing import locked, write_beside
@@ -265,7 +265,7 @@ def _write(
 ) -> None:
     shape = (len(images.images), width)
     values = np.memmap(rows, np.float32, "r", shape=shape)
-    with _SafeFile(path) as target:
+    with SafeFile(path) as target:
         with h5py.File(target, "w", userblock_size=SEAL_BYTES) as file:
             features = file.create_dataset("features", shape, np.float32)
             file["offsets"] = images.offsets

@@ -18,7 +18,7 @@ from hidra_cli.api.preprocessing import UInt8
 from hidra_cli.errors import DataError
 
 
-class _SafeFile:
+class SafeFile:
     """The file object HDF5 writes through: a failed write is kept and raised by us.
 
     HDF5 itself crashes the process when a write fails while it closes a file.
@@ -30,7 +30,7 @@ class _SafeFile:
         self.seek, self.tell = f.seek, f.tell
         self.read, self.readinto, self.flush = (f.read, f.readinto, f.flush)
 
-    def __enter__(self) -> _SafeFile:
+    def __enter__(self) -> SafeFile:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,7 +74,7 @@ SEAL = b"hidra-store sha256 "
 SEAL_BYTES = 512
 
 
-_CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 4 << 20
 
 
 Int64 = npt.NDArray[np.int64]
@@ -142,7 +142,7 @@ def check_seal(path: Path) -> None:
 def _digest(file: IO[bytes]) -> str:
     file.seek(SEAL_BYTES)
     digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK_BYTES):
+    while chunk := file.read(CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
 
@@ -156,9 +156,9 @@ def write_about(file: h5py.File, about: dict[str, Any]) -> None:
     file["about"] = np.frombuffer(json.dumps(marked).encode(), np.uint8)
 
 
-def _about(file: h5py.File, path: Path) -> dict[str, Any]:
+def read_about(file: h5py.File, path: Path) -> dict[str, Any]:
     """The content that `write_about` kept."""
-    about = json.loads(_plain(file, "about", np.uint8, 1)[:].tobytes())
+    about = json.loads(plain_table(file, "about", np.uint8, 1)[:].tobytes())
     if about.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{path} has format version {about.get('format_version')}",
@@ -168,7 +168,9 @@ def _about(file: h5py.File, path: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def _plain(file: h5py.File, name: str, kind: type[np.generic], dimensions: int) -> h5py.Dataset:
+def plain_table(
+    file: h5py.File, name: str, kind: type[np.generic], dimensions: int
+) -> h5py.Dataset:
     """A table that lies in the file as it is: a small file cannot unpack into a large one.
 
     Raises:

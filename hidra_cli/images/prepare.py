@@ -20,8 +20,8 @@ from hidra_cli.api.places import place_raised, summary
 from hidra_cli.api.preprocessing import preprocessing_of
 from hidra_cli.errors import DataError, HidraError, PluginError
 from hidra_cli.images.cache import StoreKey
-from hidra_cli.images.decoding_pool import _decoded
-from hidra_cli.images.file_format import SEAL_BYTES, ContentHash, _SafeFile, write_about
+from hidra_cli.images.decoding_pool import decoded_classes
+from hidra_cli.images.file_format import SEAL_BYTES, ContentHash, SafeFile, write_about
 from hidra_cli.images.prepared import PreparedImages, open_store
 from hidra_cli.images.writing import locked, write_beside
 from hidra_cli.system.console import Advance
@@ -247,14 +247,16 @@ def _write(
     names = [c.name for c in classes]
     content = ContentHash(dataset.image_shape, dataset.invert, offsets, splits, names)
     source_hash = hashlib.sha256()
-    with _SafeFile(path) as target:
+    with SafeFile(path) as target:
         with h5py.File(target, "w", userblock_size=SEAL_BYTES) as file:
             images = file.create_dataset(
                 "images", (int(offsets[-1]), *dataset.image_shape), np.uint8
             )
             file["offsets"] = offsets
             file["splits"] = splits
-            for index, (decoded, digest) in enumerate(_decoded(dataset, classes, workers, stop)):
+            for index, (decoded, digest) in enumerate(
+                decoded_classes(dataset, classes, workers, stop)
+            ):
                 images[offsets[index] : offsets[index + 1]] = decoded
                 target.check()
                 content.update(decoded)

@@ -14,7 +14,7 @@ import numpy as np
 from hidra_cli.api.data import SPLITS, Split
 from hidra_cli.api.preprocessing import UInt8
 from hidra_cli.errors import DataError
-from hidra_cli.images.file_format import _CHUNK_BYTES, Int64, _about, _plain, check_seal
+from hidra_cli.images.file_format import CHUNK_BYTES, Int64, check_seal, plain_table, read_about
 from hidra_cli.system.memory import available_memory
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class PreparedImages:
             return self
         dtype = torch.float32 if self.has_features else torch.uint8
         held = torch.empty(self.images.shape, dtype=dtype, device=device)
-        at_once = max(1, _CHUNK_BYTES * len(held) // self.images.nbytes)
+        at_once = max(1, CHUNK_BYTES * len(held) // self.images.nbytes)
         for first in range(0, len(held), at_once):
             chunk = self.images[first : first + at_once]
             held[first : first + at_once] = torch.from_numpy(chunk)
@@ -179,15 +179,15 @@ def open_store(
 
 
 def _checked(file: h5py.File, path: Path, load: bool, table: Table) -> PreparedImages:
-    about = _about(file, path)
+    about = read_about(file, path)
     attributes = {str(key): str(value) for key, value in about["attributes"].items()}
     missing = [key for key in _ATTRIBUTES if key not in attributes]
     if missing:
         raise ValueError(f"it does not say its {missing[0]}")
     names = tuple(map(str, about["names"]))
-    images = _plain(file, table, *_TABLES[table])
-    offsets: Int64 = _plain(file, "offsets", np.int64, 1)[:]
-    splits: UInt8 = _plain(file, "splits", np.uint8, 1)[:]
+    images = plain_table(file, table, *_TABLES[table])
+    offsets: Int64 = plain_table(file, "offsets", np.int64, 1)[:]
+    splits: UInt8 = plain_table(file, "splits", np.uint8, 1)[:]
     counts = np.diff(offsets)
     fit = len(names) == len(splits) == len(counts) > 0 and min(images.shape) > 0
     if not fit or offsets[0] != 0 or offsets[-1] != len(images) or counts.min() < 1:

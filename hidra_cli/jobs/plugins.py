@@ -124,33 +124,33 @@ def check_plugin(request: CheckRequest) -> registry.Plugin:
         PluginError: it breaks its contract; says where, and what to write instead.
     """
     resolved = resolve(request.kind, request.name, request.options)
-    plugin, component, chosen = resolved.plugin, resolved.type, resolved.options
+    plugin, component, options = resolved.plugin, resolved.type, resolved.options
     with plugin_errors(plugin):
         if plugin.kind == "head":
             from hidra_cli.api.contract_heads import check_head_class
 
-            check_head_class(component, chosen)
+            check_head_class(component, options)
         elif plugin.kind == "backbone":
-            _check_backbone(component, chosen)
+            _check_backbone(component, options)
         elif issubclass(component, FunctionFamily):
             from hidra_cli.api.contract_data import check_family_class
 
-            check_family_class(component, chosen)
+            check_family_class(component, options)
         else:
             from hidra_cli.api.contract_data import check_dataset_class
 
             downloads = resolve_cache(request.cache_dir) / "downloads"
-            check_dataset_class(component, existing_source(request.source), downloads, chosen)
+            check_dataset_class(component, existing_source(request.source), downloads, options)
     return plugin
 
 
-def _check_backbone(component: type[Any], chosen: Mapping[str, Any]) -> None:
+def _check_backbone(component: type[Any], options: Mapping[str, Any]) -> None:
     from hidra_cli.api.contract_backbones import check_backbone_class
 
     *smaller, largest = _IMAGE_SHAPES
     for shape in smaller:
         try:
-            return check_backbone_class(component, shape, chosen)
+            return check_backbone_class(component, shape, options)
         except ValueError:
             continue
-    return check_backbone_class(component, largest, chosen)
+    return check_backbone_class(component, largest, options)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from hidra_cli.system.console import Console
 
 
-def runs_dir_of(chosen: Path | None) -> Path:
+def runs_dir_of(folder: Path | None) -> Path:
     """`--runs-dir` > HIDRA_RUNS_DIR > ./runs."""
-    return chosen or Path(os.environ.get("HIDRA_RUNS_DIR") or "runs")
+    return folder or Path(os.environ.get("HIDRA_RUNS_DIR") or "runs")
 
 
 def shipped_models() -> dict[str, Path]:
@@ -27,36 +27,36 @@ def shipped_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
-def results_home(chosen: Path) -> Path:
+def results_home(source: Path) -> Path:
     """Where the results of a checkpoint go: its run, else its folder.
 
     Of a model that ships with hidra: the current folder, for it lies among the program's own files.
     """
-    if chosen.is_dir():
-        return chosen
-    if chosen in shipped_models().values():
+    if source.is_dir():
+        return source
+    if source in shipped_models().values():
         return Path()
-    return chosen.parents[1] if chosen.parent.name == "checkpoints" else chosen.parent
+    return source.parents[1] if source.parent.name == "checkpoints" else source.parent
 
 
-def find_checkpoint(chosen: Path) -> Path:
+def find_checkpoint(source: Path) -> Path:
     """A checkpoint file, a run directory's best (else last) checkpoint, or a shipped model's name.
 
     Raises:
         DataError: there is none.
     """
-    run = RunDir(chosen)
+    run = RunDir(source)
     try:
-        for path in (chosen, run.best, run.last, run.previous):
+        for path in (source, run.best, run.last, run.previous):
             if path.is_file():
                 return path
-        if (shipped := shipped_models().get(str(chosen))) is not None:
+        if (shipped := shipped_models().get(str(source))) is not None:
             return shipped
-        why = "it has no checkpoint yet" if chosen.is_dir() else "it does not exist"
+        why = "it has no checkpoint yet" if source.is_dir() else "it does not exist"
     except OSError as exc:  # a name too long, or a folder that may not be looked into
         why = exc.strerror or str(exc)
     raise DataError(
-        f"{chosen} is not a run",
+        f"{source} is not a run",
         why=why,
         fix="name a run directory, or train one: hidra meta-train; or a model that ships with "
         "hidra: " + ", ".join(shipped_models()),
@@ -74,38 +74,38 @@ def latest_run(runs_dir: Path) -> Path:
 
 def _newest(runs_dir: Path, marks: Callable[[RunDir], Sequence[Path]]) -> Path:
     """The run whose marks, the files that are there, were written last."""
-    found: list[tuple[float, Path]] = []
+    runs: list[tuple[float, Path]] = []
     for path in runs_dir.iterdir() if runs_dir.is_dir() else []:
         times = []
         for mark in marks(RunDir(path)):
             with contextlib.suppress(OSError):  # not there, or renamed this moment
                 times.append(mark.stat().st_mtime)
         if times and not path.name.startswith("."):
-            found.append((max(times), path))
-    if not found:
+            runs.append((max(times), path))
+    if not runs:
         raise DataError(
             f"there is no run under {runs_dir}",
             fix="train one with `hidra meta-train`, or name a run or checkpoint",
         )
-    return max(found)[1]
+    return max(runs)[1]
 
 
-def run_to_resume(chosen: str, runs_dir: Path) -> RunDir:
+def run_to_resume(name: str, runs_dir: Path) -> RunDir:
     """The run that `--resume` names: a path, a name under `runs_dir`, or "latest".
 
     Raises:
         DataError: there is none.
     """
-    if chosen == "latest":
+    if name == "latest":
         newest = _newest(runs_dir, lambda run: (run.last, run.previous, run.config))
         return RunDir(newest)
     with contextlib.suppress(OSError):  # a name too long, or a folder that may not be looked into
-        for path in (Path(chosen), runs_dir / chosen):
+        for path in (Path(name), runs_dir / name):
             if RunDir(path).config.is_file():
                 return RunDir(path)
     raise DataError(
-        f"{chosen} is not a run that can be resumed",
-        why=f"neither it nor {runs_dir / chosen} has a config.toml",
+        f"{name} is not a run that can be resumed",
+        why=f"neither it nor {runs_dir / name} has a config.toml",
         fix="--resume RUN with a run directory, or --resume latest",
     )
 
@@ -114,21 +114,21 @@ def run_to_resume(chosen: str, runs_dir: Path) -> RunDir:
 SHIPPED = "omniglot-any"
 
 
-def named_model(chosen: Path, runs_dir: Path | None) -> Path:
+def named_model(name: Path, runs_dir: Path | None) -> Path:
     """What `--checkpoint` names: "latest", a run under `runs_dir`, or what `find_checkpoint` takes.
 
     Raises:
         DataError: there is no run yet.
     """
     runs = runs_dir_of(runs_dir)
-    if str(chosen) == "latest":
+    if str(name) == "latest":
         return latest_run(runs)
-    if str(chosen) in shipped_models():
-        return chosen
+    if str(name) in shipped_models():
+        return name
     with contextlib.suppress(OSError):  # a name too long, or a folder that may not be looked into
-        if not chosen.exists() and (runs / chosen).is_dir():
-            return runs / chosen
-    return chosen
+        if not name.exists() and (runs / name).is_dir():
+            return runs / name
+    return name
 
 
 def latest_or_shipped(runs_dir: Path | None, console: Console) -> Path:

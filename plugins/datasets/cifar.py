@@ -145,11 +145,11 @@ def classes_from_tree(tree: Tree, home: dict[str, Split], origin: Path) -> list[
     parts = {place[-1] if place and place[-1] in PARTS else "" for place in places}
     roots = {place[:-1] if place and place[-1] in PARTS else place for place in places}
     if len(roots) > 1 or parts not in (set(), {""}, {"train", "test"}, set(PARTS)):
-        found = ", ".join(sorted(shown("/".join(place) or ".") for place in places)[:5])
-        found += f" and {len(places) - 5} more places" if len(places) > 5 else ""
+        holders = ", ".join(sorted(shown("/".join(place) or ".") for place in places)[:5])
+        holders += f" and {len(places) - 5} more places" if len(places) > 5 else ""
         raise DataError(
             f"cannot tell which images of {origin} to use",
-            why=f"it holds class folders in: {found}",
+            why=f"it holds class folders in: {holders}",
             fix=ACCEPTED,
         )
     check_complete(images.keys(), home, origin)
@@ -177,15 +177,15 @@ def classes_from_arrays(
     check_complete(present, home, archive)
 
     def images_of(name: str) -> list[Pixels]:
-        chosen = pixels[labels == names.index(name)].reshape(-1, 3, SIDE, SIDE)
-        return [image.transpose(1, 2, 0).copy() for image in chosen]
+        of_class = pixels[labels == names.index(name)].reshape(-1, 3, SIDE, SIDE)
+        return [image.transpose(1, 2, 0).copy() for image in of_class]
 
     return (ImageClass(name, split, images_of(name)) for name, split in home.items())
 
 
-def check_complete(found: Iterable[str], home: dict[str, Split], place: Path) -> None:
-    """Raise DataError unless every class of the split was found."""
-    missing = sorted(home.keys() - set(found))
+def check_complete(classes: Iterable[str], home: dict[str, Split], place: Path) -> None:
+    """Raise DataError unless every class of the split is there."""
+    missing = sorted(home.keys() - set(classes))
     if missing:
         raise DataError(
             f"CIFAR-100 in {place} is incomplete",

@@ -88,8 +88,8 @@ class Folder(Dataset):
         self.notes = [f"left out {counted(left_out)}"] if left_out else []
         part = next((e.name for e in entries(self.source) if is_part(e.name, "train")), "train")
         fix = f"keep all images of a class in one split, or give --source {self.source / part}"
-        found: list[ImageClass] = image_classes(by_split, self.source, fix)
-        return found
+        classes: list[ImageClass] = image_classes(by_split, self.source, fix)
+        return classes
 
     def _seeded_split(self, images: dict[str, list[Path]]) -> dict[Split, dict[str, list[Path]]]:
         """Divide classes by `fractions`."""

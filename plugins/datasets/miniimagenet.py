@@ -79,8 +79,8 @@ class MiniImageNet(Dataset):
         ]
         images = self.source / "images"
         by_split = from_csv(images, lists[0]) if lists else from_folders(self.source)
-        found: list[ImageClass] = image_classes(by_split, self.source)
-        return found
+        classes: list[ImageClass] = image_classes(by_split, self.source)
+        return classes
 
 
 def from_csv(images: Path, folder: Path) -> dict[Split, dict[str, list[Path]]]:

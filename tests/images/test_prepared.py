@@ -305,6 +305,6 @@ def test_images_that_fit_are_kept_on_the_device(whole: Path, load: bool) -> None
 def test_images_go_to_the_device_in_chunks(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = open_store(whole, "noise")
     for chunk in (1, 3 * expected.images[0].nbytes + 1, 10**6):
-        monkeypatch.setattr(prepared, "_CHUNK_BYTES", chunk)
+        monkeypatch.setattr(prepared, "CHUNK_BYTES", chunk)
         there = expected.on(torch.device("cpu"), 10**9)
         assert np.array_equal(there.images.numpy(), expected.images)

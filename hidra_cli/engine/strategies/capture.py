@@ -129,9 +129,9 @@ class _Recorded:
 
     def __call__(self, task: StackedTask, inner: InnerLoop) -> Gradients:
         start = self._traced.start(task)
-        given = [*self._traced.inputs(task, inner), *(value.detach() for value in start.values())]
+        values = [*self._traced.inputs(task, inner), *(value.detach() for value in start.values())]
         fixed = [*self._inputs, *self._start.values()]
-        for own, value in zip(fixed, given, strict=True):
+        for own, value in zip(fixed, values, strict=True):
             own.copy_(value, non_blocking=True)
         self._replay()
         results = Results.of([tensor.clone() for tensor in self._results])

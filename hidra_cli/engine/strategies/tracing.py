@@ -70,9 +70,9 @@ class TracedGradient:
         self._has_gradient: list[bool] = []
 
         def program(
-            parameters: dict[str, Tensor], head: FastWeights, given: list[Tensor]
+            parameters: dict[str, Tensor], head: FastWeights, inputs: list[Tensor]
         ) -> list[Tensor]:  # a method would be traced with `self` as an input
-            return self._program(parameters, head, given)
+            return self._program(parameters, head, inputs)
 
         with torch.enable_grad():
             inputs = self.inputs(task, inner)
@@ -111,19 +111,19 @@ class TracedGradient:
         return added(gradients[: len(own)], through_start)
 
     def _program(
-        self, parameters: dict[str, Tensor], head: FastWeights, given: list[Tensor]
+        self, parameters: dict[str, Tensor], head: FastWeights, inputs: list[Tensor]
     ) -> list[Tensor]:
         parameters, head = leaves(parameters), leaves(head)
-        shares, *images = given
+        shares, *images = inputs
         fields: dict[str, Any] = dict(zip(_FIELDS, images, strict=False))
         task = replace(self._task, **fields)
         pattern = zip(self._inner.loss_shares, shares.unbind(), strict=True)
         inner = replace(self._inner, shares=tuple(share if on else 0.0 for on, share in pattern))
         outer, last, logits = functional_call(self._whole, parameters, (task, inner, head))
         inputs = [*parameters.values(), *head.values()]
-        found = torch.autograd.grad(outer / self._of, inputs, allow_unused=True)
-        self._has_gradient = [gradient is not None for gradient in found]
-        gradients = [gradient for gradient in found if gradient is not None]
+        computed = torch.autograd.grad(outer / self._of, inputs, allow_unused=True)
+        self._has_gradient = [gradient is not None for gradient in computed]
+        gradients = [gradient for gradient in computed if gradient is not None]
         return [*gradients, last.detach(), _score(logits.detach(), task.query_labels)]
 
 

@@ -106,10 +106,10 @@ class Glyphs(Dataset):
     ) -> None:
         if source is not None:
             raise ValueError("glyphs is generated, it takes no source")
-        given = {"seed": seed, "alphabets": alphabets, "characters": characters}
-        given |= {"drawings": drawings, "size": size}
+        sizes = {"seed": seed, "alphabets": alphabets, "characters": characters}
+        sizes |= {"drawings": drawings, "size": size}
         least = {"seed": 0, "alphabets": 3, "characters": 1, "drawings": 2, "size": 14}
-        for name, value in given.items():
+        for name, value in sizes.items():
             if value < least[name]:
                 raise ValueError(f"{name} must be at least {least[name]}, not {value}")
         pixels = alphabets * characters * drawings * size**2
