@@ -181,7 +181,7 @@ def test_a_step_that_is_too_long_names_the_task_and_what_helps(
 
 
 def test_plugins_show_a_family(hidra: Hidra) -> None:
-    done = hidra("plugins", "show", "dataset:sinusoids")
+    done = hidra("plugins", "show", "dataset", "sinusoids")
     assert done.code == 0, done.err
     assert "functions, drawn as needed" in done.out
     assert "amplitude" in done.out

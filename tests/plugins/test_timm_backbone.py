@@ -255,6 +255,6 @@ def test_weights_of_a_hub_are_downloaded_once_and_checked(tmp_path: Path) -> Non
 
 
 def test_its_options_are_shown(hidra: Hidra) -> None:
-    shown = hidra("plugins", "show", "backbone:timm", "--json").json
+    shown = hidra("plugins", "show", "backbone", "timm", "--json").json
     options = {option["name"]: option["default"] for option in shown["options"]}
     assert options == {"name": "tf_efficientnet_lite2", "weights": "DEFAULT"}

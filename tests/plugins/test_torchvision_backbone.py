@@ -236,6 +236,6 @@ def test_a_run_needs_the_file_of_weights_only_once(
 
 
 def test_its_options_are_shown(hidra: Hidra) -> None:
-    shown = hidra("plugins", "show", "backbone:torchvision", "--json").json
+    shown = hidra("plugins", "show", "backbone", "torchvision", "--json").json
     options = {option["name"]: option["default"] for option in shown["options"]}
     assert options == {"name": "resnet18", "weights": "none"}
