@@ -27,8 +27,8 @@ from hidra_cli.engine.rates import LearnedRates
 from hidra_cli.engine.task_batch import Task
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-# Images per pass of a frozen network. More of them take more memory and no less time.
-_AT_ONCE = 32
+# Images per pass of a frozen network. On a CPU, more of them take more memory and no less time.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from hidra_cli.api.preprocessing import (
 )
 from hidra_cli.errors import DataError
 
-_AHEAD = 256  # pictures that are decoded before the first of them is used
+_AHEAD = 128  # pictures that are decoded while those before them are used
 # A picture whose values of 0..255 differ by less is of almost one grey.
 FEWEST_GREYS = 8
 # Of a picture that is cut to the shape of the model's images, the share that matters.
@@ -148,10 +149,18 @@ def decoded(
         except DataError as error:
             return error
 
+    ahead: deque[Future[Picture | DataError]] = deque()
     # Threads: Pillow decodes without holding Python's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(paths), _AHEAD):
-            yield from pool.map(decode, paths[start : start + _AHEAD])
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for path in paths:
+            ahead.append(pool.submit(decode, path))
+            if len(ahead) == _AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def ranges_of(pictures: Sequence[Picture], usual: ValueRanges) -> ValueRanges:

@@ -63,7 +63,7 @@ class Classifier:
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Images (n, C, H, W) in [0, 1] → class probabilities (n, N)."""
+        """Images (n, C, H, W) in [0, 1], or features → class probabilities (n, N)."""
         logits = self.learner.logits(self.weights, images)
         return losses.probabilities(self.learner.loss_name, logits)
 
@@ -82,7 +82,8 @@ class Classifier:
             rows: Iterator[Tensor] = iter(())
             if images:
                 with memory_errors("a smaller --batch, or --device cpu"):
-                    rows = iter(self.probabilities(torch.stack(images).to(device)).cpu())
+                    seen = self.learner.precomputed(torch.stack(images).to(device))
+                    rows = iter(self.probabilities(seen).cpu())
             for path, picture in waiting:
                 if isinstance(picture, DataError):
                     yield path, picture, None

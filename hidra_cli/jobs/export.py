@@ -206,7 +206,7 @@ def _difference(
 def metadata(classifier: Classifier, checkpoint: Checkpoint) -> dict[str, str]:
     """The metadata of the program's file, each value as JSON."""
     origin = checkpoint.classifier_meta.model_dump(
-        include={"plugins", "dataset_hash", "iteration", "steps"}
+        include={"plugins", "dataset_hash", "network", "iteration", "steps"}, exclude_none=True
     )
     facts = {
         "hidra_export": EXPORT_FORMAT_VERSION,

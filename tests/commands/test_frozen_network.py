@@ -112,6 +112,10 @@ def test_a_vision_transformer_from_a_file_end_to_end(
     Image.new("L", (SIZE, SIZE), 90).save(picture)
     assert hidra("predict", classifier, picture).code == 0
 
+    program = hidra("export", classifier, f"--out={tmp_path}/program.pt2", "--json")
+    assert program.code == 0, program.err
+    assert program.json["bytes"] > weights.stat().st_size / 2, "it holds the network"
+
     weights.rename(tmp_path / "elsewhere.safetensors")
     missing = hidra("predict", classifier, picture)
     assert missing.code == 3
