@@ -1,4 +1,4 @@
-"""What the networks of libraries share: weights read safely, and the run's normalization."""
+"""Shared by the networks of libraries: reading weights safely, and the run's normalization."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class PublishedNetwork(Backbone):
         return self.weights != "none"
 
     def train(self, mode: bool = True) -> Self:
-        """The network stays in evaluation mode: nothing of it is random."""
+        """Keep the network in evaluation mode, so that nothing in it is random."""
         super().train(mode)
         self.model.eval()
         return self
@@ -125,7 +125,7 @@ class PublishedNetwork(Backbone):
         return renamed
 
     def _count_features(self, image_shape: tuple[int, int, int]) -> int:
-        """Send images through without computing: on torch's meta device there are only shapes."""
+        """Run the network on torch's meta device, which computes shapes only."""
         state = dict(self.named_parameters()) | dict(self.named_buffers())
         shapes = {key: torch.empty_like(value, device="meta") for key, value in state.items()}
         _, height, width = image_shape
@@ -143,7 +143,7 @@ class PublishedNetwork(Backbone):
 
 
 def replace_norms(module: nn.Module, norm: NormFactory, place: str = "") -> dict[str, str]:
-    """Put the run's normalization in place of batch normalization.
+    """Replace batch normalization by the run's normalization.
 
     Returns:
         For each layer that was replaced, its name and the name of the new one.
@@ -165,14 +165,14 @@ def replace_norms(module: nn.Module, norm: NormFactory, place: str = "") -> dict
 
 
 class _Hardsigmoid(nn.Module):
-    """torch's own has no second derivative, which `--order 2` needs."""
+    """torch's version has no second derivative, which `--order 2` needs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu6(x + 3) / 6
 
 
 def nearest_networks(name: str, known: Collection[str], otherwise: str) -> str:
-    """A hint for a name that is unknown."""
+    """A hint for an unknown name."""
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"such as {otherwise}"
 
@@ -197,7 +197,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         raise DataError(
             f"{path} holds no weights that can be loaded",
             why=f"{type(exc).__name__}: {exc}".splitlines()[0],
-            fix="give a .safetensors file, or what torch.save(model.state_dict(), FILE) wrote: "
+            fix="give a .safetensors file, or one that torch.save(model.state_dict(), FILE) wrote: "
             "nothing else of a pickle is loaded",
         ) from exc
     return content

@@ -1,4 +1,4 @@
-"""The networks of timm as backbones: any of them by name, pre-trained or not."""
+"""Any network of timm as a backbone, pre-trained or not."""
 
 from __future__ import annotations
 
@@ -77,13 +77,12 @@ class Timm(PublishedNetwork):
         norm: NormFactory | None,
         *,
         name: Annotated[
-            str, "as timm calls it, with a tag or without: resnet50, vit_small_patch16_224.dino, …"
+            str, "name in timm, with or without a tag: resnet50, vit_small_patch16_224.dino, …"
         ] = "tf_efficientnet_lite2",
         weights: Annotated[
             str,
-            "none; DEFAULT (timm's, from an installed package where there is one, otherwise "
-            "downloaded once); package:NAME; or a file (.safetensors, or .pth with a state "
-            "dictionary)",
+            "none; DEFAULT (timm's weights, from an installed package or downloaded once); "
+            "package:NAME; or a file (.safetensors, or .pth with a state dictionary)",
         ] = "DEFAULT",
     ) -> None:
         _check_name(name)
@@ -140,7 +139,7 @@ def _read(name: str, weights: str) -> Mapping[str, Tensor]:
 
 
 def _find(package: WeightsPackage) -> Any:
-    """The file in the installed package; None where it is not installed."""
+    """The file in the installed package; None if the package is not installed."""
     try:
         file = resources.files(package.module) / package.file
     except ModuleNotFoundError:
@@ -224,7 +223,7 @@ def _from_hub(name: str) -> Mapping[str, Tensor]:
 
 
 def _downloaded(repository: str, where: Mapping[str, Any]) -> str:
-    """The path of the file; what was downloaded before needs no network."""
+    """The path of the file. A file that was downloaded before needs no network."""
     ask = partial(huggingface_hub.hf_hub_download, repository, _HUB_FILE, **where)
     try:
         return str(ask(local_files_only=True))

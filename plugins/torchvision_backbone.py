@@ -37,13 +37,13 @@ class Torchvision(PublishedNetwork):
         image_shape: tuple[int, int, int],
         norm: NormFactory | None,
         *,
-        name: Annotated[str, "as torchvision.models calls it: resnet50, mobilenet_v3_small, …"] = (
+        name: Annotated[str, "name in torchvision.models: resnet50, mobilenet_v3_small, …"] = (
             "resnet18"
         ),
         weights: Annotated[
             str,
-            "none, DEFAULT or another name torchvision has for weights (downloaded once), or a "
-            "file of them (.safetensors, or .pth with a state dictionary)",
+            "none; DEFAULT or another name of weights in torchvision (downloaded once); or a "
+            "file (.safetensors, or .pth with a state dictionary)",
         ] = "none",
     ) -> None:
         _, height, width = image_shape
@@ -82,7 +82,7 @@ def _built(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _cut(model: nn.Module, name: str) -> str:
-    """Take the last layer away; its name."""
+    """Remove the last layer, and return its name."""
     linear: list[str] = [k for k, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not linear:
         raise ValueError(f"{name} does not end in a linear layer that could be cut off")
@@ -103,7 +103,7 @@ def _read(name: str, weights: str) -> Mapping[str, Tensor]:
 
 
 def _published(name: str, weights: Any) -> Mapping[str, Tensor]:
-    """Weights of torchvision's, from the network or from where torch keeps what it downloaded."""
+    """torchvision's weights, downloaded or from torch's folder of earlier downloads."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state: Mapping[str, Tensor] = weights.get_state_dict(

@@ -1,8 +1,8 @@
 """Tasks as tensors.
 
 Shapes: T tasks, N ways, K shots, Q queries per class, n examples, C channels, H × W pixels.
-Of functions of D numbers, "images" are (…, 1, 1, D) and "labels" values (…, N). Of a frozen network
-"images" may be features (…, F).
+For functions of D numbers, "images" are (…, 1, 1, D) and "labels" are values (…, N). For a frozen
+network "images" may be features (…, F).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 
 def class_weights(labels: Tensor, ways: int) -> Tensor | None:
-    """Weights of labelled examples under which every class counts alike.
+    """Weights of labelled examples that give every class the same influence.
 
-    n / (C · examples of the same class), for n examples of C classes: their mean is 1.
+    The weight is n / (C · examples of the same class), for n examples of C classes. Its mean is 1.
 
     Args:
         labels: (n,) in 0..N−1; a class may have no example.
         ways: N.
 
     Returns:
-        (n,) float32, or None where all classes have equally many examples: then nothing is
-        weighed, and results are those of the plain mean, bit for bit.
+        (n,) float32, or None if all classes have equally many examples. Results are then those of
+        the plain mean, bit for bit.
     """
     counts = torch.bincount(labels, minlength=ways)
     present = counts[counts > 0]
@@ -47,7 +47,7 @@ class Examples:
     weights: Tensor | None = None
 
     def part(self, tasks: int | slice) -> Examples:
-        """Those of one task, without the dimension T, or of some tasks."""
+        """The examples of one task, without the dimension T, or of some tasks."""
         weights = None if self.weights is None else self.weights[tasks]
         return Examples(self.images[tasks], self.labels[tasks], weights)
 
@@ -70,7 +70,7 @@ class Task:
 
     @property
     def count(self) -> int:
-        """How many tasks this is."""
+        """The number of tasks."""
         return 1
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Task:
@@ -79,7 +79,7 @@ class Task:
         return replace(self, support_images=support, query_images=query)
 
     def generator(self) -> torch.Generator:
-        """Fresh randomness for a head, the same whenever this task is seen."""
+        """Random numbers for a head. They are the same whenever this task is drawn."""
         return torch.Generator().manual_seed(self.generator_key)
 
 
@@ -109,7 +109,7 @@ class TaskBatch:
         )
 
     def tasks(self) -> list[Task]:
-        """Each task by itself."""
+        """The single tasks."""
         return [self.task(index) for index in range(len(self))]
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:

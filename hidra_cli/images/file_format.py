@@ -1,4 +1,4 @@
-"""The prepared HDF5 file: its version, its seal, and what it says of itself."""
+"""The prepared HDF5 file: its version, its seal and its description."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hidra_cli.errors import DataError
 class SafeFile:
     """The file object HDF5 writes through: a failed write is kept and raised by us.
 
-    HDF5 itself crashes the process when a write fails while it closes a file.
+    HDF5 itself crashes the process if a write fails while it closes a file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,11 +39,11 @@ class SafeFile:
             os.fsync(self._file.fileno())
 
     def seal(self) -> None:
-        """Finish the file: from now on it is checked before it is read."""
+        """Finish the file. From now on it is checked before it is read."""
         seal(self._file)
 
     def check(self) -> None:
-        """Raise the first error there was."""
+        """Raise the first error of a write, if there was one."""
         if self._error is not None:
             raise self._error
 
@@ -81,7 +81,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class ContentHash:
-    """SHA-256 over everything a run can see of a prepared file."""
+    """SHA-256 over everything in a prepared file that affects a run."""
 
     def __init__(
         self,
@@ -109,10 +109,10 @@ class ContentHash:
 
 
 def seal(file: IO[bytes]) -> None:
-    """Write the hash of everything behind the seal into the block before it.
+    """Write the hash of everything behind the seal into the seal.
 
-    HDF5's own code is not made for damaged files: it can crash, or loop without end. So that it
-    only sees what was written, a file is checked before HDF5 opens it.
+    HDF5's code is not made for damaged files: it can crash, or loop without end. So hidra checks a
+    file before HDF5 opens it.
     """
     digest = _digest(file)
     file.seek(0)
@@ -120,7 +120,7 @@ def seal(file: IO[bytes]) -> None:
 
 
 def check_seal(path: Path) -> None:
-    """Check that a file is as it was sealed.
+    """Check that a file is unchanged since it was sealed.
 
     Raises:
         DataError: it is foreign or damaged.
@@ -148,9 +148,9 @@ def _digest(file: IO[bytes]) -> str:
 
 
 def write_about(file: h5py.File, about: dict[str, Any]) -> None:
-    """Keep everything that is not a number as JSON in one table of bytes.
+    """Store everything that is not a number as JSON in one table of bytes.
 
-    HDF5's own strings live in a heap; this file has none.
+    HDF5 stores strings in a heap. This file has no heap.
     """
     marked = {"format_version": FORMAT_VERSION, **about}
     file["about"] = np.frombuffer(json.dumps(marked).encode(), np.uint8)

@@ -1,6 +1,6 @@
-"""Zip and tar archives that may be damaged or hostile: what is read of them is bounded.
+"""Zip and tar archives that may be damaged or hostile. All reading has limits.
 
-Nothing is extracted, so that no name in an archive can lead anywhere; links are not followed.
+Nothing is extracted, so names in an archive cannot lead to other places. Links are not followed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One's own images: a folder with one folder per class."""
+"""The user's images: a folder with one folder per class."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Folder(Dataset):
 
 
 def is_part(name: str, split: Split) -> bool:
-    """Tell whether a folder is called like a part of a split."""
+    """Return whether a folder has the name of a split: train, val or test."""
     return SPLIT_FOLDERS.get(name.casefold()) == split
 
 
@@ -154,7 +154,7 @@ def given_split(source: Path, left_out: Counter[str]) -> dict[Split, dict[str, l
 
 
 def holds_class_folders(folder: Path) -> bool:
-    """Tell whether a folder has a folder with images in it."""
+    """Return whether a folder contains a folder with images."""
     return any(entry.is_dir() and images_below(Path(entry.path)) for entry in entries(folder))
 
 

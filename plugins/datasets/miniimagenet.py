@@ -31,7 +31,7 @@ COLUMNS = ("filename", "label")
 
 
 class MiniImageNet(Dataset):
-    """miniImageNet from a folder of one's own: its licence forbids the program to fetch it.
+    """miniImageNet from the user's folder: its licence forbids hidra to download it.
 
     The class split is the one in the source: its csv files or its train, val and test folders.
     Class folders without a split get the split of Ravi and Larochelle 2017 (64/16/20 classes). So

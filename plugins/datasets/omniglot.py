@@ -147,7 +147,7 @@ class Omniglot(Dataset):
 
 
 def half_of(name: str) -> str:
-    """Return which of the two published archives holds a character."""
+    """Return the published archive that holds a character."""
     return EVALUATION if name.split("/")[0] in EVALUATION_ALPHABETS else BACKGROUND
 
 

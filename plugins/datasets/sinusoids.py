@@ -16,7 +16,7 @@ Float32 = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Sinusoids(FunctionFamily):
-    """y_k(x) = A_k sin(x + φ_k), each output k with an amplitude and a phase of its own.
+    """y_k(x) = A_k sin(x + φ_k), with another amplitude and phase for each output k.
 
     Finn et al. 2017, section 5.1, where N = 1: x uniform in ±5, A in 0.1 to 5, φ in 0 to π.
     """
@@ -52,6 +52,6 @@ class Sinusoids(FunctionFamily):
 
 
 def _uniform(generator: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Numbers in 0..1 from raw bits, which numpy promises unchanged between versions."""
+    """Numbers in 0..1 from raw bits. numpy promises the same bits in all versions."""
     bits = np.asarray(generator.bit_generator.random_raw(count), np.uint64) >> np.uint64(11)
     return bits.astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""What the dataset plugins share: listing images, reading split files, downloads, errors."""
+"""Shared by the dataset plugins: listing images, reading split files, downloads, errors."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""What every strategy offers, and the loop. A strategy spreads the tasks of a meta-batch.
+"""The base of all strategies, and the loop. A strategy spreads the tasks of a meta-batch.
 
-All give the gradient of the loop:
+All strategies give the gradient of the loop:
 
 - `loop`: one task after another, each operator on all cores; the specification (inner_loop.py).
 - `threads`: one task per core; the bits of the loop on one thread, on any number of cores up to the
   number of tasks (cores.py).
-- `processes`: the same in worker processes, which do not wait for each other; the same bits.
-- `batched`: all tasks at once, each with its own weights where weights differ (stacked.py).
+- `processes`: as threads, in worker processes that do not wait for each other; the same bits.
+- `batched`: all tasks at once; weights are separate only if they differ (stacked.py).
 - `captured`: as batched, the whole meta-gradient traced (tracing.py) and replayed as a CUDA graph
   (capture.py).
 """
@@ -38,16 +38,16 @@ T = TypeVar("T")
 
 
 class Strategy(ABC):
-    """One way of computing for many tasks.
+    """A way to compute many tasks.
 
     Args:
         learner: holds the meta-parameters.
         recompute: keep the graph of one inner step at a time, and compute each step twice
             (recomputation.py).
-        micro_batch: how many tasks at once, in strategies that take several; 0 for all.
+        micro_batch: the number of tasks at once, in strategies that take several; 0 for all.
 
     Attributes:
-        fault: why it has fallen back to a simpler strategy; "" where it has not.
+        fault: the reason for using a simpler strategy instead; "" if there is none.
     """
 
     name: ClassVar[str]
@@ -66,20 +66,20 @@ class Strategy(ABC):
     def scores_of(
         self, batch: TaskBatch, inner: InnerLoop, steps: int, every_step: bool
     ) -> list[list[float]]:
-        """What `scores` gives, of tasks whose features are there where the network is frozen."""
+        """The result of `scores`. For a frozen network the tasks hold features."""
 
     def scores(
         self, batch: TaskBatch, inner: InnerLoop, steps: int, *, every_step: bool = False
     ) -> list[list[float]]:
-        """For each task the query score after S steps; or before and after each, S + 1 numbers."""
+        """For each task the query score after S steps, or after 0, 1, …, S steps (every_step)."""
         return self.scores_of(batch.mapped(self.learner.precomputed), inner, steps, every_step)
 
     def other_processes(self, tasks: int) -> int:
-        """How many worker processes share T tasks, once training takes long enough."""
+        """The number of worker processes that share T tasks once training takes long enough."""
         return 0
 
     def between_tasks(self) -> AbstractContextManager[None]:
-        """A context for computing between tasks that leaves their cores free."""
+        """A context for the work between tasks. It leaves the cores of the tasks free."""
         return nullcontext()
 
     def meta_gradient(self, batch: TaskBatch, inner: InnerLoop) -> Outcome:
@@ -99,7 +99,7 @@ class Strategy(ABC):
 
 
 class TaskByTask(Strategy):
-    """Each task by itself."""
+    """Strategies that compute single tasks."""
 
     @abstractmethod
     def each(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> Iterable[T]:
@@ -128,7 +128,7 @@ class Loop(TaskByTask):
 def task_scores(
     learner: Learner, task: Task, inner: InnerLoop, steps: int, *, every_step: bool
 ) -> list[float]:
-    """The query score of one task after S steps; or before and after each, S + 1 numbers."""
+    """The query score of one task after S steps, or after 0, 1, …, S steps (every_step)."""
     if not every_step:
         weights = adapted(learner, task, inner, meta=False, steps=steps)
         return [query_score(learner, weights, task)]

@@ -1,4 +1,4 @@
-"""Which strategy a run uses, and why not the requested one."""
+"""The choice of a run's strategy, and the reason if it is not the requested one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ StrategyName = Literal["loop", "threads", "processes", "batched", "captured"]
 
 @dataclass(frozen=True)
 class Choice:
-    """The strategy of a run; `why` it is not the requested one, "" where it is."""
+    """The strategy of a run. `why` says why it is not the requested one; "" if it is."""
 
     strategy: Strategy
     why: str = ""
@@ -36,13 +36,13 @@ def choose(
     recompute: bool = False,
     micro_batch: int = 0,
 ) -> Choice:
-    """The strategy of a name, or one that backbone and head support.
+    """The strategy with this name, or another one that backbone and head support.
 
-    "auto" is a task per core on a CPU, in processes when training takes long, and all tasks at once
-    on a GPU, as a CUDA graph.
+    On a CPU, "auto" computes a task per core, in processes if training takes long. On a GPU it
+    computes all tasks at once, as a CUDA graph.
 
     Args:
-        learner: in the mode, train() or eval(), that it will be used in.
+        learner: in the mode, train() or eval(), of its later use.
         image_shape: (C, H, W), for a trial of one small step.
     """
 
@@ -97,10 +97,10 @@ def _trial_batch(learner: Learner, image_shape: tuple[int, int, int]) -> TaskBat
 
 
 def _fails(strategy: Strategy, learner: Learner, image_shape: tuple[int, int, int]) -> str:
-    """Why a small meta-gradient of two tasks fails; "" if it does not."""
+    """The error of a small meta-gradient of two tasks; "" if it works."""
     try:
-        # Two steps: only in the first do tasks share their weights.
+        # Two steps, because tasks share their weights in the first step only.
         list(strategy.gradients(_trial_batch(learner, image_shape), InnerLoop(2, 0.01)))
-    except Exception as exc:  # whatever a plugin's code does under vmap, or while it is traced
+    except Exception as exc:  # a plugin's code may raise anything under vmap, or while it is traced
         return f"{type(exc).__name__}: {exc}".split("\n")[0]
     return ""

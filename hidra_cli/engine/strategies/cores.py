@@ -18,23 +18,24 @@ from hidra_cli.engine.task_batch import Task, TaskBatch
 from hidra_cli.system.memory import available_memory, keep_freed_memory
 from hidra_cli.system.worker_pool import WorkerLostError, WorkerPool, operator_threads
 
-# Seconds of work on threads before "auto" starts workers, which take two seconds to be ready.
+# Seconds of work on threads before "auto" starts workers. Workers need two seconds to start.
 PATIENCE = 10.0
 
-# One for all strategies, so that the test after a training finds workers that are ready.
+# All strategies share it, so that the test after a training finds workers that are ready.
 POOL = WorkerPool(keep_freed_memory)
 
 
 class Threads(TaskByTask):
-    """One task per core, each on a thread whose operators use that core alone.
+    """One task per core, each on a thread whose operators use only that core.
 
-    With more cores than tasks, each task's operators use an equal part of them. PyTorch's operators
-    release the interpreter while they compute. Every thread has a replica of the modules, because a
-    functional call swaps a module's weights for its duration; the parameters are the same tensors.
+    With more cores than tasks, each task's operators use an equal part of the cores. PyTorch's
+    operators release the interpreter while they compute. Every thread has a replica of the modules,
+    because a functional call replaces a module's weights for its duration. The parameters are the
+    same tensors.
     Gradients are added in the order of the tasks.
 
     Args:
-        workers: how many threads; by default as many as PyTorch uses for one operator.
+        workers: the number of threads; by default the number that PyTorch uses for one operator.
     """
 
     name = "threads"
@@ -73,12 +74,12 @@ class Threads(TaskByTask):
 
 
 class Processes(Threads):
-    """As threads, with a process for each core; on threads until the workers are ready.
+    """As `Threads`, with a process for each core. It uses threads until the workers are ready.
 
     Args:
-        patience: seconds of work before workers are started, so that short work does without; 0
+        patience: seconds of work before workers are started, so that short work needs none; 0
             starts them at once and waits for them.
-        options: as of `Threads`; `workers` counts processes, this one included.
+        options: as in `Threads`; `workers` counts processes, including this one.
     """
 
     name = "processes"
@@ -98,7 +99,7 @@ class Processes(Threads):
         self._worked += time.monotonic() - begun
 
     def _in_processes(self, batch: TaskBatch, work: Callable[[Learner, Task], T]) -> list[T] | None:
-        """The results for all tasks; None where the workers are not ready, or lost."""
+        """The results for all tasks; None if the workers are not ready or lost."""
         others = self.other_processes(len(batch))
         if not others or self.fault:
             return None
@@ -113,7 +114,7 @@ class Processes(Threads):
             return None
 
     def _workers_ready(self, others: int) -> bool:
-        """Whether so many workers are ready; they are started after the seconds of patience."""
+        """Whether `others` workers are ready. They are started after the seconds of patience."""
         missing = others - len(POOL.pids)
         if missing > 0 and self.patience:
             if self._worked < self.patience:

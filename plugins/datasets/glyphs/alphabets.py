@@ -20,7 +20,7 @@ _LINE = 0.3  # radius of its lines, in cells
 
 @dataclass(frozen=True, eq=False)
 class Style:
-    """What the characters of one alphabet share.
+    """The common style of the characters of one alphabet.
 
     Attributes:
         curved: how often a segment is an arc, 0 to 1.

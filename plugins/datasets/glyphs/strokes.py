@@ -83,7 +83,7 @@ def trace(stroke: Stroke, noise: Floats) -> Points:
 
 
 def noise_count(character: Character) -> int:
-    """How many random numbers `draw` takes for each drawing."""
+    """The number of random numbers that `draw` needs for each drawing."""
     return sum(3 * len(stroke.lengths) + 1 + 4 for stroke in character.strokes)
 
 
@@ -99,7 +99,7 @@ def draw(character: Character, noise: Floats) -> list[Points]:
         path = trace(stroke, own)
         aim = trace(stroke, np.zeros((1, count)))[:, -1]
         share = np.linspace(0, 1, path.shape[1])
-        # The eye corrects the hand: most of the error gathered on the way is taken back.
+        # The eye corrects the hand: most of the error that has built up is removed.
         path = path + 0.6 * share * (aim - path[:, -1])[:, None]
         start: Points = slip[:, 0] + 1j * slip[:, 1]
         end: Points = slip[:, 2] + 1j * slip[:, 3]
