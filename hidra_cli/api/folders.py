@@ -86,11 +86,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as scan:
             return sorted((e for e in scan if not is_hidden(e.name)), key=lambda e: e.name)
     except OSError as error:
-        raise DataError(
-            f"cannot read the folder {shown(str(folder))}",
-            why=shown(str(error)),
-            fix="make the folder readable, or name another one",
-        ) from error
+        raise _unreadable(folder, error) from error
 
 
 def images_below(folder: Path, left_out: Counter[str] | None = None) -> list[Path]:
@@ -124,16 +120,20 @@ def images_below(folder: Path, left_out: Counter[str] | None = None) -> list[Pat
     return images
 
 
+def _unreadable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot read the folder {shown(str(folder))}",
+        why=shown(str(error)),
+        fix="make the folder readable, or name another one",
+    )
+
+
 def _identity(folder: Path) -> tuple[int, int]:
     """What tells one folder from another, whatever links lead to it."""
     try:
         status = folder.stat()
     except OSError as error:
-        raise DataError(
-            f"cannot read the folder {shown(str(folder))}",
-            why=shown(str(error)),
-            fix="make the folder readable, or name another one",
-        ) from error
+        raise _unreadable(folder, error) from error
     return status.st_dev, status.st_ino
 
 
