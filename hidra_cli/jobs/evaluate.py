@@ -11,14 +11,12 @@ from pathlib import Path
 import torch
 
 from hidra_cli.api.data import Split
-from hidra_cli.engine.frozen import FrozenNetwork
 from hidra_cli.engine.normalization import Mode
 from hidra_cli.errors import UsageError
-from hidra_cli.images.features import NetworkChoice
 from hidra_cli.jobs.device import join
 from hidra_cli.jobs.scoring import Contender, NearestPixels, able_ways, evaluate_plan
 from hidra_cli.runs.environment import environment
-from hidra_cli.runs.model import TrainedModel, load_model
+from hidra_cli.runs.model import TrainedModel, load_model, shared_network
 from hidra_cli.runs.records import (
     EvaluatedModel,
     EvaluationProtocol,
@@ -170,7 +168,7 @@ def _open(
     """The data that tasks are drawn from."""
     own, options = models[0].settings.dataset, request.dataset_options
     settings = another_dataset(own, request.dataset, request.source, options)
-    network = _network(models)
+    network = shared_network(models)
     data = open_tasks(settings, request.cache_dir, console, device, network)
     if request.pixels and network is not None:
         raise UsageError(
@@ -186,17 +184,6 @@ def _open(
         if request.dataset is None and model.meta.dataset_hash != data.content_hash:
             console.warn(f"{model.name} was trained on other data than {data.place}")
     return data
-
-
-def _network(models: list[TrainedModel]) -> NetworkChoice | None:
-    """The frozen network that all models share; None where they share none."""
-    networks = [model.learner.backbone for model in models]
-    first, model = networks[0], models[0].settings.model
-    if not isinstance(first, FrozenNetwork):
-        return None
-    hashes = {n.sha256 if isinstance(n, FrozenNetwork) else "" for n in networks}
-    same = len(hashes) == 1
-    return NetworkChoice(first, model.backbone, model.backbone_options) if same else None
 
 
 def _check_same(models: list[TrainedModel], data: TaskSource, group: ProcessGroup) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from hidra_cli.errors import HidraError
+from hidra_cli.images.features import open_features
 from hidra_cli.images.open import open_images
 from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.jobs.evaluate import distinct_names
 from hidra_cli.jobs.scoring import able_ways
 from hidra_cli.reports.run_facts import Measurement, RunFacts, protocol
 from hidra_cli.reports.solved_tasks import SEED, SolvedTask, measure, shown_ways, solve
-from hidra_cli.runs.model import TrainedModel, load_model
+from hidra_cli.runs.model import TrainedModel, load_model, shared_network
 from hidra_cli.runs.records import DifferenceRecord
 from hidra_cli.runs.scores import compare
 from hidra_cli.settings.schema import DatasetSettings
@@ -92,7 +93,7 @@ def collect(
     differences: list[DifferenceRecord] = []
     usable = [run for run in loaded if run is not None]
     if usable and episodes:
-        measured, differences = _measured(usable, ways, episodes, device, console, notes)
+        measured, differences = _measured(usable, ways, episodes, device, cache_dir, console, notes)
     return Report(names, runs, tasks, measured, differences, notes)
 
 
@@ -138,6 +139,7 @@ def _measured(
     ways: tuple[int, ...] | None,
     episodes: int,
     device: torch.device,
+    cache_dir: Path | None,
     console: Console,
     notes: list[str],
 ) -> tuple[Measurement | None, list[DifferenceRecord]]:
@@ -155,6 +157,8 @@ def _measured(
         plan = [pair for model in models for pair in _plan(model, numbers, images, notes)]
         if not plan:
             return None, []
+        if (network := shared_network(models)) is not None:
+            images = open_features(models[0].settings.dataset, network, cache_dir, console)
         cells, queries = measure(plan, images, episodes, device, console)
     except HidraError as exc:
         notes.append(f"Accuracy was not measured: {_reason(exc)}")

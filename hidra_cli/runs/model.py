@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from hidra_cli.engine.devices import choose_float32
+from hidra_cli.engine.frozen import FrozenNetwork
 from hidra_cli.engine.inner_loop import InnerLoop
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.normalization import Mode
@@ -40,6 +42,9 @@ from hidra_cli.settings.schema import Settings
 from hidra_cli.system.console import Console
 from hidra_cli.system.memory import available_memory, keep_freed_memory
 from hidra_cli.tasks.objective import Objective
+
+if TYPE_CHECKING:
+    from hidra_cli.images.features import NetworkChoice
 
 # What building a model may take beside its weights: other buffers, and copies while it starts.
 _SPARE_BYTES = 64 * 2**20
@@ -107,6 +112,19 @@ class TrainedModel:
     def _strategy(self) -> Strategy:
         keep_freed_memory()
         return choose("auto", self.learner, self.image_shape).strategy
+
+
+def shared_network(models: Sequence[TrainedModel]) -> NetworkChoice | None:
+    """The frozen network that all models share; None where they share none."""
+    from hidra_cli.images.features import NetworkChoice
+
+    networks = [model.learner.backbone for model in models]
+    first, model = networks[0], models[0].settings.model
+    if not isinstance(first, FrozenNetwork):
+        return None
+    hashes = {n.sha256 if isinstance(n, FrozenNetwork) else "" for n in networks}
+    same = len(hashes) == 1
+    return NetworkChoice(first, model.backbone, model.backbone_options) if same else None
 
 
 def inner_loop(settings: Settings) -> InnerLoop:

@@ -142,6 +142,14 @@ def test_features_and_images_give_the_same_scores(
     cell = evaluate_cell(model, sampler, TaskShape(3, 1), episodes=4)
     steps = [step["accuracy"] for step in of_features[0]["per_step"]]
     assert steps == pytest.approx(cell.scores.mean(0).tolist())
+    for reason in ("", "there are no features of glyphs"):
+        report = hidra("report", path, "--ways=3", "--episodes=2", place[0],
+                       f"--out={tmp_path}/page.html")  # fmt: skip
+        assert report.code == 0, report.err
+        told = "Accuracy was not measured" in (tmp_path / "page.html").read_text()
+        assert told == bool(reason), "a report measures on features alone"
+        for features in tmp_path.glob("cache/stores/*test_vit*.h5"):
+            features.unlink()
 
 
 def test_features_of_other_weights_and_pictures_are_refused(
