@@ -174,8 +174,8 @@ def check_rows(subject: Subject, method: str, compute: Any, rows: Tensor, result
             method, f"gives {form(alone)} for one row, not a tensor of shape {wanted}", instead
         )
     others = torch.cat([rows[:1], rows[1:].flip(0) * 0.5 + 0.25])
-    for what, found in (("alone", alone), ("among other rows", compute(others))):
-        if not close(found[0], results[0]):
+    for what, result in (("alone", alone), ("among other rows", compute(others))):
+        if not close(result[0], results[0]):
             raise subject.fault(
                 method,
                 f"gives another result for a row {what}: it depends on the other rows, so that "

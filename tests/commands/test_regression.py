@@ -118,6 +118,12 @@ def test_it_learns(hidra: Hidra, tmp_path: Path) -> None:
     assert all(b < 0.8 * a for a, b in zip(errors[1], errors[250], strict=True)), errors
 
 
+@pytest.mark.parametrize("head", ["hidra", "maml"])
+def test_one_output_alone_can_be_tried_out(hidra: Hidra, head: str) -> None:
+    done = hidra("meta-train", *RUN, f"--head={head}", "--ways=1", "--shots=5", "--dry-run")
+    assert done.code == 0, done.err
+
+
 def test_the_report_says_what_it_leaves_out(hidra: Hidra, told: tuple[RunDir, Any]) -> None:
     run, _ = told
     done = hidra("report", run.path, "--json")

@@ -88,12 +88,12 @@ def _draws_random_numbers(learner: Learner, image_shape: tuple[int, int, int]) -
 
 
 def _trial_batch(learner: Learner, image_shape: tuple[int, int, int]) -> TaskBatch:
-    """Two tasks of blank images, one for each class."""
+    """Two tasks of blank images, two for each class: statistics need more than one in all."""
     ways = learner.head.max_ways if not learner.head.any_ways else 2
-    labels = torch.arange(ways, device=learner.device).expand(2, -1)
-    images = torch.zeros(2, ways, *image_shape, device=learner.device, dtype=learner.dtype)
+    labels = torch.arange(ways, device=learner.device).repeat_interleave(2).expand(2, -1)
+    images = torch.zeros(2, 2 * ways, *image_shape, device=learner.device, dtype=learner.dtype)
     examples = Examples(images, labels)
-    return TaskBatch(examples, examples, ways, 1, (0, 1)).mapped(learner.precomputed)
+    return TaskBatch(examples, examples, ways, 2, (0, 1)).mapped(learner.precomputed)
 
 
 def _fails(strategy: Strategy, learner: Learner, image_shape: tuple[int, int, int]) -> str:
