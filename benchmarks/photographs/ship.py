@@ -7,6 +7,7 @@ benchmarks/photographs/fit.py finds on training classes.
 """
 
 import hashlib
+import math
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.runs.build import build_learner
 from hidra_cli.runs.checkpoint import save_checkpoint
 from hidra_cli.runs.components import resolve_components
-from hidra_cli.runs.model_records import CheckpointMeta
+from hidra_cli.runs.model_records import CalibrationDefaults, CheckpointMeta
 from hidra_cli.runs.network import network_record
 from hidra_cli.settings.schema import (
     DatasetSettings,
@@ -26,7 +27,14 @@ from hidra_cli.settings.schema import (
 
 SIZE = 260
 WAYS, SHOTS = range(2, 51), range(1, 21)
-TRAINING_DATA = "miniImageNet, Ravi and Larochelle's training classes; CIFAR-100, those of CIFAR-FS"
+SCALE = 15.0  # of the head: logits are 15 times the solution of ridge regression
+DEFAULTS = CalibrationDefaults(
+    log_scale=(2.9824 - math.log(SCALE), 0.1051, -0.2629, 0.0132),
+    logit_share=1 / SCALE,
+    known_offset=(0.1394, -0.0214),
+    known_spread=0.1267,
+)
+TRAINING_DATA = "miniImageNet, 32 pictures of each of Ravi and Larochelle's training classes"
 
 
 def main(target: Path) -> None:
@@ -57,6 +65,7 @@ def main(target: Path) -> None:
         invert=False,
         preprocessing=preprocessing,
         network=network_record(learner),
+        defaults=DEFAULTS,
         iteration=0,
         best=None,
         skipped=(0, 0),

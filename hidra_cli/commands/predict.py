@@ -11,6 +11,7 @@ from hidra_cli.commands import flags, picture_flags
 from hidra_cli.reports.predictions import Format
 
 if TYPE_CHECKING:
+    from hidra_cli.jobs.predict import Unknown
     from hidra_cli.system.console import Console
 
 Classifier = Annotated[Path, typer.Argument(help="A classifier of `hidra adapt`.")]
@@ -34,6 +35,15 @@ NoneBelow = Annotated[
         show_default=False,
     ),
 ]
+UnknownBelow = Annotated[
+    str,
+    typer.Option(
+        "--unknown",
+        metavar="off|auto|VALUE",
+        help="Say 'unknown' of a picture that is less likely of one of the classes: 0 to 1. auto "
+        "is 0.25 with photos-any, and off with other models.",
+    ),
+]
 
 
 @flags.with_console
@@ -47,6 +57,7 @@ def predict(
     gallery: Gallery = None,
     batch: Batch = 64,
     none_below: NoneBelow = None,
+    unknown: UnknownBelow = "auto",
     max_pixels: picture_flags.MaxPixels = None,
     skip_broken: picture_flags.SkipBroken = False,
     device: flags.Device = None,
@@ -80,6 +91,7 @@ def predict(
         form = format_of(out, form)
     if gallery is not None:
         check_file(gallery, "--gallery", ".png")
+    least_known = _unknown(unknown)
     loaded = load_classifier(classifier, resolve_device(device or "auto"))
     result = predict_pictures(
         loaded,
@@ -89,6 +101,7 @@ def predict(
         top_k=top_k,
         batch=batch,
         none_below=none_below,
+        unknown=least_known,
     )
     show_notes(result, console)
     write_predictions(result.rows, form, out, console)
@@ -97,3 +110,23 @@ def predict(
     console.result(result.to_json())
     if not skip_broken:
         result.check_complete()
+
+
+def _unknown(text: str) -> Unknown:
+    from hidra_cli.errors import UsageError
+
+    if text == "off":
+        return "off"
+    if text == "auto":
+        return "auto"
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UsageError(
+            f"--unknown {text} is none of off, auto and a number from 0 to 1",
+            why="it says how likely of one of the classes a picture has to be",
+            fix="--unknown auto",
+        )
+    return value

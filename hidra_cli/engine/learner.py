@@ -166,7 +166,7 @@ class Learner(nn.Module):
 
     def logits(self, weights: Weights, images: Tensor) -> Tensor:
         """Images (n, C, H, W) → logits (n, N), in float32 at least."""
-        return self._logits(weights, self.features(weights.body, images))
+        return self.head_logits(weights, self.features(weights.body, images))
 
     def support_features(self, body: Mapping[str, Tensor], task: Task) -> Tensor:
         """Features (N·K, F) of the support images, with their own statistics."""
@@ -174,7 +174,7 @@ class Learner(nn.Module):
 
     def support_logits(self, weights: Weights, task: Task) -> Tensor:
         """Logits (N·K, N) of the support images."""
-        return self._logits(weights, self.support_features(weights.body, task))
+        return self.head_logits(weights, self.support_features(weights.body, task))
 
     def query_logits(self, weights: Weights, task: Task) -> Tensor:
         """Logits (…, N·Q, N) of the query images, with the run's normalization."""
@@ -183,9 +183,25 @@ class Learner(nn.Module):
         rows = task.support_images.shape[-4]
         images = torch.cat([task.support_images, task.query_images], -4)
         features = self.features(weights.body, images, rows, task.support_weights)
-        return self._logits(weights, features[..., rows:, :])
+        return self.head_logits(weights, features[..., rows:, :])
 
-    def _logits(self, weights: Weights, features: Tensor) -> Tensor:
+    def answers(self, weights: Weights, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (m, F) of the support images; features (n, F) and logits (n, N) of the queries.
+
+        Both are normalized as the run says.
+        """
+        if reads_support(self.normalization):
+            rows = len(task.support_images)
+            images = torch.cat([task.support_images, task.query_images])
+            both = self.features(weights.body, images, rows, task.support_weights)
+            support, query = both[:rows], both[rows:]
+        else:
+            support = self.support_features(weights.body, task)
+            query = self.features(weights.body, task.query_images)
+        return full_precision(support), full_precision(query), self.head_logits(weights, query)
+
+    def head_logits(self, weights: Weights, features: Tensor) -> Tensor:
+        """Features (n, F) → logits (n, N), in float32 at least."""
         with self._autocast():
             logits = self.head.logits(weights.head, features)
         return full_precision(logits)

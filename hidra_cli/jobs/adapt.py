@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hidra_cli.engine.losses import probabilities
 from hidra_cli.engine.task_batch import Task
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.audit import Audit
+from hidra_cli.jobs.calibration import calibrate
 from hidra_cli.jobs.choose_model import ModelChoice, choose_model
 from hidra_cli.jobs.classifier import (
     CLASSIFIER_FILE,
+    KeptSupport,
     check_no_classifier,
     load_base,
     save_classifier,
@@ -158,15 +162,7 @@ def adapt_pictures(
     """
     if request.out is not None:
         check_no_classifier(request.out, force=request.force)
-    kept = choice = None
-    if pictures.base is not None:
-        model, kept = load_base(pictures.base, request.device)
-    elif checkpoint is not None:
-        model = load_model(checkpoint, request.device)
-        check_classifies(model)
-    else:
-        choice = choose_model(pictures, request.device)
-        model = choice.model
+    model, kept, choice = _start(pictures, checkpoint, request.device)
     data = read_own(pictures, model.meta.image_preprocessing, request.device, kept)
     classes, counts = data.classes, data.counts
     _check_numbers(counts, request.ways, request.shots)
@@ -187,13 +183,37 @@ def adapt_pictures(
     mistakes = _mistakes(model, task, adapted, held_out, classes)
     path, other = _place(pictures.support, model, len(classes), request.out)
     queries = len(task.query_labels)
+    calibration, known = calibrate(model, adapted.weights, task, held_out)
     task = replace(task, support_images=data.images)
-    seen = data.preprocessing
-    save_classifier(path, model, adapted.weights, task, classes, seen, keep=request.keep)
+    save_classifier(
+        path,
+        model,
+        adapted.weights,
+        task,
+        classes,
+        data.preprocessing,
+        calibration=calibration,
+        support=known,
+        keep=request.keep,
+    )
     audit = data.audit
     return OwnAdaptation(
         choice, model, counts, held_out, adapted, mistakes, queries, audit, suspects, path, other
     )
+
+
+def _start(
+    pictures: OwnPictures, checkpoint: Path | None, device: torch.device
+) -> tuple[TrainedModel, KeptSupport | None, ModelChoice | None]:
+    """The model that adapts; what a classifier kept; why it is this model."""
+    if pictures.base is not None:
+        return *load_base(pictures.base, device), None
+    if checkpoint is None:
+        choice = choose_model(pictures, device)
+        return choice.model, None, choice
+    model = load_model(checkpoint, device)
+    check_classifies(model)
+    return model, None, None
 
 
 def _place(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.engine import losses
 from hidra_cli.engine.devices import choose_float32, memory_errors
 from hidra_cli.engine.learner import Learner, Weights
-from hidra_cli.engine.normalization import EpisodeNorm, reads_support
+from hidra_cli.engine.normalization import EpisodeNorm, full_precision, reads_support
 from hidra_cli.engine.task_batch import Task
 from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.own_pictures import as_image, decoded
+from hidra_cli.jobs.familiarity import familiarity, known_probability
 from hidra_cli.runs.checkpoint import (
     Checkpoint,
     incomplete,
@@ -26,11 +27,24 @@ from hidra_cli.runs.checkpoint import (
     save_checkpoint,
 )
 from hidra_cli.runs.model import TrainedModel, restore_learner
-from hidra_cli.runs.model_records import ClassifierMeta
+from hidra_cli.runs.model_records import CalibrationRecord, ClassifierMeta
 from hidra_cli.system.files import check_folder
 
 CLASSIFIER_FORMAT = "hidra-classifier"
 CLASSIFIER_FILE = "classifier.safetensors"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a classifier says of a picture.
+
+    Attributes:
+        probabilities: (N,).
+        known: how likely it is of one of the classes, in 0..1; None where that cannot be said.
+    """
+
+    probabilities: Tensor
+    known: float | None
 
 
 @dataclass(frozen=True)
@@ -43,12 +57,19 @@ class Classifier:
     Attributes:
         classes: N names.
         preprocessing: how a picture becomes an image that it sees.
+        calibration: what its answers are worth.
+        support: features (m, F) of the support pictures, of length 1; None where it cannot be
+            said which pictures are unknown.
+        validated: whether its model was tested on unknown pictures.
     """
 
     learner: Learner
     weights: Weights
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    calibration: CalibrationRecord = field(default_factory=CalibrationRecord)
+    support: Tensor | None = None
+    validated: bool = False
 
     @property
     def normalization(self) -> str:
@@ -59,18 +80,35 @@ class Classifier:
         learner = self.learner.to(device)
         choose_float32(learner.precision, device)
         head = {name: value.to(device) for name, value in self.weights.head.items()}
-        return replace(self, learner=learner, weights=Weights(_body(learner), head))
+        support = None if self.support is None else self.support.to(device)
+        weights = Weights(_body(learner), head)
+        return replace(self, learner=learner, weights=weights, support=support)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W) in [0, 1], or features → calibrated class probabilities (n, N)."""
+        return self._answers(images)[0]
 
     @torch.no_grad()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Images (n, C, H, W) in [0, 1], or features → class probabilities (n, N)."""
-        logits = self.learner.logits(self.weights, images)
-        return losses.probabilities(self.learner.loss_name, logits)
+    def _answers(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Class probabilities (n, N), and how likely each picture is of one of the classes: (n,).
+
+        The latter is None where it cannot be said.
+        """
+        features = self.learner.features(self.weights.body, images)
+        logits = self.learner.head_logits(self.weights, features)
+        calibration, known = self.calibration, None
+        if self.support is not None and calibration.middle is not None and calibration.spread:
+            share = calibration.logit_share
+            score = familiarity(self.support, full_precision(features), logits, share)
+            known = known_probability(score, calibration.middle, calibration.spread)
+        if calibration.scale != 1:
+            logits = calibration.scale * logits
+        return losses.probabilities(self.learner.loss_name, logits), known
 
     def predict(
         self, paths: Sequence[Path], batch: int = 64, max_pixels: int = MOST_PIXELS
-    ) -> Iterator[tuple[Path, Picture, Tensor] | tuple[Path, DataError, None]]:
-        """Each picture with its class probabilities (N,), or why it cannot be read."""
+    ) -> Iterator[tuple[Path, Picture, Answer] | tuple[Path, DataError, None]]:
+        """Each picture with what is said of it, or why it cannot be read."""
         device = self.learner.device
         pictures = zip(paths, decoded(paths, self.preprocessing, max_pixels), strict=True)
         waiting: list[tuple[Path, Picture | DataError]] = []
@@ -79,11 +117,13 @@ class Classifier:
             if len(waiting) < batch and index < len(paths):
                 continue
             images = [as_image(picture) for _, picture in waiting if isinstance(picture, Picture)]
-            rows: Iterator[Tensor] = iter(())
+            rows: Iterator[Answer] = iter(())
             if images:
                 with memory_errors("a smaller --batch, or --device cpu"):
                     seen = self.learner.precomputed(torch.stack(images).to(device))
-                    rows = iter(self.probabilities(seen).cpu())
+                    probabilities, known = self._answers(seen)
+                of_each = [None] * len(images) if known is None else known.tolist()
+                rows = map(Answer, probabilities.cpu(), of_each)
             for path, picture in waiting:
                 if isinstance(picture, DataError):
                     yield path, picture, None
@@ -109,6 +149,8 @@ def save_classifier(
     classes: Sequence[str],
     preprocessing: Preprocessing | None = None,
     *,
+    calibration: CalibrationRecord | None = None,
+    support: Tensor | None = None,
     keep: bool = True,
 ) -> None:
     """Write weights, classes, preprocessing and provenance into one file.
@@ -121,6 +163,8 @@ def save_classifier(
             added later.
         classes: N names.
         preprocessing: how its pictures were read; None for that of the model.
+        calibration: of its answers.
+        support: features (n, F) that new pictures are compared with.
         keep: False leaves the images and the starting weights out.
 
     Raises:
@@ -134,6 +178,8 @@ def save_classifier(
         tensors["support.labels"] = task.support_labels
     tensors |= {f"model.backbone.{name}": value for name, value in weights.body.items()}
     tensors |= {f"head.{name}": value for name, value in weights.head.items()}
+    if support is not None:
+        tensors["known.support"] = support
     if reads_support(model.normalization):
         tensors |= _support_statistics(model.learner, weights, task)
     meta = ClassifierMeta(
@@ -145,10 +191,12 @@ def save_classifier(
         invert=preprocessing.invert,
         preprocessing=preprocessing,
         network=model.meta.network,
+        defaults=model.meta.defaults,
         steps=model.steps,
         iteration=model.meta.iteration,
         dataset_hash=model.meta.dataset_hash,
         made_from=str(model.path),
+        calibration=calibration or CalibrationRecord(),
     )
     save_checkpoint(path, tensors, {"format": CLASSIFIER_FORMAT, **meta.to_json()})
 
@@ -214,7 +262,15 @@ def restore_classifier(checkpoint: Checkpoint) -> Classifier:
                 for key in layer.statistics:
                     setattr(layer, key, statistics[f"{name}.{key}"])
         weights = Weights(_body(learner), checkpoint.part("head"))
-        classifier = Classifier(learner, weights, meta.classes, meta.image_preprocessing)
+        classifier = Classifier(
+            learner,
+            weights,
+            meta.classes,
+            meta.image_preprocessing,
+            meta.calibration,
+            checkpoint.part("known").get("support"),
+            meta.defaults is not None,
+        )
         answer = classifier.probabilities(torch.zeros(2, *meta.image_shape))  # do the shapes fit?
         if answer.shape != (2, len(meta.classes)):
             raise ValueError(f"{len(meta.classes)} classes, but {answer.shape[1]} output neurons")

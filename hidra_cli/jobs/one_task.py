@@ -149,7 +149,7 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
         return None
     frozen = isinstance(model.learner.backbone, FrozenNetwork)
     folds = min(MOST_FOLDS_OF_FEATURES if frozen else MOST_FOLDS, shots)
-    place = _place_within_class(labels)
+    place = place_within_class(labels)
     masks = [place % folds == fold for fold in range(folds)]
     images = model.learner.precomputed(images)
     tasks = [own_task((images[~m], labels[~m]), (images[m], labels[m]), ways) for m in masks]
@@ -176,7 +176,7 @@ def hold_out(model: TrainedModel, images: Tensor, labels: Tensor, ways: int) -> 
     return HeldOut(accuracies, best, truth, at_each_step[best], folds)
 
 
-def _place_within_class(labels: Tensor) -> Tensor:
+def place_within_class(labels: Tensor) -> Tensor:
     """For each picture how many of its class come before it: (n,)."""
     place = torch.zeros_like(labels)
     for label in set(labels.tolist()):

@@ -13,8 +13,10 @@ from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.api.registry import Kind
 from hidra_cli.runs.records import (
     Count,
+    Difference,
     Flag,
     Name,
+    NotNegative,
     PluginRecord,
     Positive,
     Record,
@@ -63,6 +65,39 @@ class NetworkRecord(Record):
     size: Positive
 
 
+class CalibrationDefaults(Record):
+    """What a model's probabilities are worth before any picture was held out; see `calibration`.
+
+    Attributes:
+        log_scale: a, b, c, d of the default scale exp(a + b ln N + c ln K + d ln N ln K).
+        logit_share: of the largest logit in how familiar a picture is.
+        known_offset: of one picture per class: a + b ln N from how familiar pictures of a class
+            are that was left out, to the middle between them and pictures of the classes.
+        known_spread: of one picture per class, the deviation of either.
+    """
+
+    log_scale: tuple[Difference, Difference, Difference, Difference]
+    logit_share: NotNegative
+    known_offset: tuple[Difference, Difference]
+    known_spread: NotNegative
+
+
+class CalibrationRecord(Record):
+    """What a classifier's answers are worth.
+
+    Attributes:
+        scale: factor of its logits.
+        logit_share: as in `CalibrationDefaults`.
+        middle, spread: of how familiar pictures are, between those of its classes and others; None
+            where it cannot be said.
+    """
+
+    scale: Annotated[float, Field(strict=True, gt=0)] = 1.0
+    logit_share: NotNegative = 0.0
+    middle: Difference | None = None
+    spread: NotNegative | None = None
+
+
 class ModelMeta(Record):
     """What a file says of the model in it and of the data it was trained on.
 
@@ -72,6 +107,7 @@ class ModelMeta(Record):
         invert: whether pictures are stored as 255 − value.
         preprocessing: how pictures became images; None where there are none, and in older files.
         network: what is frozen of the model; None, and not written, where nothing is.
+        defaults: of its calibration; None, and not written, where it has none.
         iteration: of the training.
     """
 
@@ -85,6 +121,7 @@ class ModelMeta(Record):
     invert: Flag
     preprocessing: PreprocessingRecord | None = None
     network: NetworkRecord | None = None
+    defaults: CalibrationDefaults | None = None
     iteration: Count
 
     @model_validator(mode="after")
@@ -111,8 +148,9 @@ class ModelMeta(Record):
 
     def to_json(self) -> dict[str, Any]:
         content = super().to_json()
-        if self.network is None:
-            del content["network"]
+        for name in ("network", "defaults"):
+            if content[name] is None:
+                del content[name]
         return {name: content[name] for name in self.order if name in content}
 
 
@@ -138,6 +176,7 @@ class CheckpointMeta(ModelMeta):
         "invert",
         "preprocessing",
         "network",
+        "defaults",
         "iteration",
         "best",
         "skipped",
@@ -168,6 +207,7 @@ class ClassifierMeta(ModelMeta):
         classes: N names.
         steps: inner steps that it was adapted with.
         made_from: path of the checkpoint.
+        calibration: of its answers.
     """
 
     order = (
@@ -179,12 +219,15 @@ class ClassifierMeta(ModelMeta):
         "invert",
         "preprocessing",
         "network",
+        "defaults",
         "steps",
         "iteration",
         "dataset_hash",
         "made_from",
+        "calibration",
     )
 
     classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MOST_WAYS_OR_SHOTS)]
     steps: Count
     made_from: Text = ""
+    calibration: CalibrationRecord = CalibrationRecord()

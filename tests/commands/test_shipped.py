@@ -65,7 +65,8 @@ def test_a_run_is_taken_only_when_it_is_named(
     hidra: Hidra, strokes: Path, runs_dir: Path, tmp_path: Path
 ) -> None:
     """A run that lies in ./runs knows nothing of a person's pictures."""
-    adapt = ["adapt", "--support", strokes, "--runs-dir", runs_dir, "--out", tmp_path, "--json"]
+    adapt = ["adapt", "--support", strokes, "--runs-dir", runs_dir, "--out", tmp_path, "--force"]
+    adapt.append("--json")
     unnamed = hidra(*adapt).json
     assert Path(unnamed["checkpoint"]) == shipped_models()[NAME]
     for name in ("latest", "hidra"):
@@ -99,8 +100,16 @@ def test_photographs_get_their_model(hidra: Hidra, photographs: Path, tmp_path: 
     assert choice["held_out"] == 6
     assert set(choice["right"]) == set(shipped_models())
     assert done.json["steps"] == 0, "its head starts at the solution"
-    answers = hidra("predict", done.json["classifier"], photographs, "--json").json["predictions"]
+    predict = ["predict", done.json["classifier"], photographs]
+    answers = hidra(*predict, "--json").json["predictions"]
     assert all(row["label"] == Path(row["image"]).parent.name for row in answers)
+    assert all(row["known"] > 0.5 for row in answers), "it has learned these very pictures"
+    never = hidra(*predict, "--unknown=1", "--json").json["predictions"]
+    assert {row["label"] for row in never} == {None}
+    assert "unknown" in hidra(*predict, "--unknown=1").out
+    off = hidra(*predict, "--unknown=off", "--json").json["predictions"]
+    assert not any("known" in row for row in off)
+    assert_refused(hidra(*predict, "--unknown=maybe"), 2, "is none of off, auto and a number")
     more = ["--support", photographs, "--out", tmp_path / "grown", "--json"]
     grown = hidra("adapt", "--base", done.json["classifier"], *more)
     assert grown.json["classes"] == {"fire": 4, "sky": 4, "wood": 4}
@@ -114,7 +123,8 @@ def test_one_picture_of_a_class_is_judged_by_its_looks(
             place = tmp_path / model / picture.parent.name
             place.mkdir(parents=True)
             (place / picture.name).write_bytes(picture.read_bytes())
-        done = hidra("adapt", "--support", tmp_path / model, "--out", tmp_path, "--json")
+        done = hidra("adapt", "--support", tmp_path / model, "--out", tmp_path, "--force",
+                     "--json")  # fmt: skip
         assert done.code == 0, done.err
         choice = done.json["choice"]
         assert (choice["model"], choice["right"]) == (model, {})

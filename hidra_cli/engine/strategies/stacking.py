@@ -124,7 +124,7 @@ class StackedLearner(Learner):
             features: Tensor = vmap(one, in_dims=places)(weights, images, sample_weights)
         return features
 
-    def _logits(self, weights: Weights, features: Tensor) -> Tensor:
+    def head_logits(self, weights: Weights, features: Tensor) -> Tensor:
         with self._autocast():
             logits = vmap(self.head.logits)(weights.head, features)
         return full_precision(logits)
