@@ -9,7 +9,7 @@ import stat
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -71,14 +71,21 @@ def decode_class(image_class: ImageClass, preprocessing: Preprocessing) -> tuple
         (n, C, H, W) uint8 and the SHA-256 of the undecoded sources, in order.
 
     Raises:
-        DataError: an image cannot be read; names it.
+        DataError: images cannot be read; names them all.
     """
     digest = hashlib.sha256()
     images = []
+    damaged: list[DataError] = []
     for reference in image_class.images:
-        picture = read_picture(reference, preprocessing)
+        try:
+            picture = read_picture(reference, preprocessing)
+        except DataError as error:
+            damaged.append(error)
+            continue
         digest.update(picture.digest)
         images.append(picture.pixels)
+    if damaged:
+        raise all_damaged(damaged)
     if len(images) != len(image_class.images):
         raise DataError(
             f"class '{image_class.name}' says it has {len(image_class.images)} images",
@@ -86,6 +93,17 @@ def decode_class(image_class: ImageClass, preprocessing: Preprocessing) -> tuple
             fix="this is a fault of the dataset plugin: report it to its authors",
         )
     return np.stack(images), digest.digest()
+
+
+def all_damaged(errors: Sequence[DataError]) -> DataError:
+    """One error that names all images that cannot be read."""
+    if len(errors) == 1:
+        return errors[0]
+    return DataError(
+        f"{len(errors)} images cannot be read",
+        why="\n".join(f"{error.what}: {error.why}" for error in errors),
+        fix="repair, replace or remove them, then run the same command again",
+    )
 
 
 def turned(images: UInt8, quarter_turns: int) -> UInt8:

@@ -12,10 +12,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from hidra_cli.api.data import Dataset, ImageClass
-from hidra_cli.api.decoding import decode_class, turned
+from hidra_cli.api.decoding import all_damaged, decode_class, turned
 from hidra_cli.api.places import place_raised, summary
 from hidra_cli.api.preprocessing import Preprocessing, UInt8, preprocessing_of
-from hidra_cli.errors import HidraError, PluginError, RunError
+from hidra_cli.errors import DataError, HidraError, PluginError, RunError
 from hidra_cli.system.signals import StopRequest, held_back
 
 Decoding = Future[tuple[UInt8, bytes]]
@@ -27,7 +27,12 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 def decoded_classes(
     dataset: Dataset, classes: list[ImageClass], workers: int | None, stop: StopRequest
 ) -> Iterator[tuple[UInt8, bytes]]:
-    """Decode in order of the classes, a bounded number of them ahead of the writer."""
+    """Decode in order of the classes, a bounded number of them ahead of the writer.
+
+    Raises:
+        DataError: images cannot be read; names them all where the images are people's own.
+    """
+    damaged: list[DataError] = []
     count = max(1, min(workers or os.cpu_count() or 1, len(classes)))
     # Fresh interpreters: forking a process that has threads (torch) can deadlock.
     context = multiprocessing.get_context("spawn")
@@ -42,9 +47,11 @@ def decoded_classes(
             # Turned versions of a class follow each other and are decoded once.
             ahead.append((decoding, image_class.quarter_turns))
             if len(ahead) >= 16 * count:
-                yield _finished(*ahead.pop(0), stop)
-        while ahead:
-            yield _finished(*ahead.pop(0), stop)
+                yield from _undamaged(*ahead.pop(0), stop, damaged)
+            if damaged and not dataset.source_is_identity:
+                break
+        while ahead and (dataset.source_is_identity or not damaged):
+            yield from _undamaged(*ahead.pop(0), stop, damaged)
     except BrokenProcessPool as exc:
         raise RunError(
             "a decoding process was killed",
@@ -53,6 +60,21 @@ def decoded_classes(
         ) from exc
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    if damaged:
+        raise all_damaged(damaged)
+
+
+def _undamaged(
+    decoding: Decoding, quarter_turns: int, stop: StopRequest, damaged: list[DataError]
+) -> Iterator[tuple[UInt8, bytes]]:
+    """A class, unless it or one before it is damaged."""
+    try:
+        result = _finished(decoding, quarter_turns, stop)
+    except DataError as error:
+        damaged.append(error)
+        return
+    if not damaged:
+        yield result
 
 
 def _pickled(image_class: ImageClass) -> bytes:

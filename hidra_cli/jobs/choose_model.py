@@ -86,7 +86,10 @@ def choose_model(pictures: OwnPictures, device: torch.device) -> ModelChoice:
     shots = Counter(support.labels)
     if len(shots) < 2 or min(shots.values()) < _FEWEST:
         return ModelChoice(models[expected], drawings, {}, 0)
-    held_out = {name: _held_out(model, sample, pictures) for name, model in models.items()}
+    results = {name: _held_out(model, sample, pictures) for name, model in models.items()}
+    held_out = {name: result for name, result in results.items() if result is not None}
+    if len(held_out) < len(models):
+        return ModelChoice(models[expected], drawings, {}, 0)
     best = expected
     for name, result in held_out.items():
         if _clearly_better(result, held_out[best]):
@@ -112,13 +115,14 @@ def _sample(support: LabelledPictures) -> LabelledPictures:
     return support.without(rest)
 
 
-def _held_out(model: TrainedModel, sample: LabelledPictures, pictures: OwnPictures) -> HeldOut:
+def _held_out(
+    model: TrainedModel, sample: LabelledPictures, pictures: OwnPictures
+) -> HeldOut | None:
+    """None where a class has too few pictures that can be read."""
     read = read_support(sample.paths, model.meta.image_preprocessing, pictures.options)
     labels = torch.tensor(sample.without(set(read.damaged)).labels)
     device = model.learner.device
-    result = hold_out(model, read.images.to(device), labels.to(device), len(sample.classes))
-    assert result is not None  # every class has `_FEWEST` pictures
-    return result
+    return hold_out(model, read.images.to(device), labels.to(device), len(sample.classes))
 
 
 def _right(result: HeldOut) -> Tensor:

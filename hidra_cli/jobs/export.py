@@ -111,8 +111,8 @@ def export_classifier(source: Path, out: Path | None, form: Format | None) -> Ex
     source = find_classifier(source)
     form = form or ("pt2" if out is not None and out.suffix == ".pt2" else "onnx")
     path = out or source.with_suffix(f".{form}")
-    check_file(path, "--out", f".{form}")
     check_other_file(path, "the classifier itself", source)
+    check_file(path, "--out", f".{form}")
     if form == "onnx":
         require_onnx()
     checkpoint = load_checkpoint(source, CLASSIFIER_FORMAT)

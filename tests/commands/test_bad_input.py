@@ -160,6 +160,20 @@ def test_a_truncated_picture_is_named_and_nothing_is_left(hidra: Hidra, tmp_path
     assert left == []
 
 
+def test_all_pictures_that_cannot_be_prepared_are_named(
+    hidra: Hidra, tmp_path: Path, write_image: WriteImage
+) -> None:
+    broken = []
+    for name in ("cats", "dogs", "owls"):
+        for number in range(3):
+            path = write_image(tmp_path / "mine" / name / f"{number}.png")
+            if name != "owls" and number:
+                path.write_bytes(b"no picture")
+                broken.append(path)
+    done = hidra("prepare", "folder", "--source", tmp_path / "mine", "--cache-dir", tmp_path / "c")
+    assert_refused(done, 3, *map(str, broken))
+
+
 def test_ones_own_folder_that_changed_is_noticed(
     hidra: Hidra, tmp_path: Path, write_image: WriteImage
 ) -> None:

@@ -164,6 +164,18 @@ def test_broken_pictures_are_all_named_or_left_out_and_counted(
     assert len(answers.json["damaged"]) == 2
 
 
+def test_a_class_with_one_picture_left_is_learned_by_the_expected_model(
+    draw: Callable[..., Path], hidra: Hidra, tmp_path: Path
+) -> None:
+    """Without --checkpoint the shipped models compete on held-out pictures; here none can be."""
+    support = draw(black_on_white)
+    for name in ("1.png", "2.png"):
+        (support / "ash" / name).write_bytes(b"no picture")
+    done = hidra("adapt", "--support", support, "--skip-broken", "--out", tmp_path / "m", "--json")
+    assert done.code == 0, done.err
+    assert done.json["classes"]["ash"] == 1
+
+
 def test_a_class_whose_pictures_are_all_broken_is_refused(
     draw: Callable[..., Path], learn: Callable[..., Finished]
 ) -> None:

@@ -169,7 +169,9 @@ def check(data: OwnData, pictures: OwnPictures, linked: bool) -> None:
     inside = pictures.support.resolve()
     left_out = data.audit.left_out["support"]
     damaged = [path for path in data.audit.damaged if path.resolve().is_relative_to(inside)]
-    counted = len(set(data.paths) | set(damaged)) + sum(
+    named = [*data.paths, *damaged]  # a label file may name what is hidden
+    seen = {path for path in named if not any(map(is_hidden, path.parts[len(inside.parts) :]))}
+    counted = len(seen) + sum(
         left_out.get(what, 0) for what in ("images in no class folder", "images without a label")
     )
     learned = sum(is_image(path.name) for path in data.paths)
