@@ -10,10 +10,12 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
 
+from hidra_cli.runs.records import RunResult
 from hidra_cli.settings.layers import resolve
 
 from .conftest import Hidra
@@ -176,6 +178,25 @@ def test_the_page_on_own_pictures_runs_and_the_shipped_model_serves(
     base = small / "symbols-only-weights" / "classifier.safetensors"
     refused = hidra("adapt", "--base", base, "--support", "more-symbols")
     assert refused.code != 0, "what was forgotten cannot grow"
+
+
+def test_the_page_on_python_runs(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders_of_pictures(small)
+    text = (ROOT / "docs" / "python.md").read_text()
+    names: dict[str, Any] = {}
+    for program in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(compile(program, "python.md", "exec"), names)
+        if program.startswith("from pathlib"):
+            assert capsys.readouterr() == ("", ""), "jobs are silent"
+    printed = capsys.readouterr().out
+    assert re.search(r"^ {2}2 ways: \d+\.\d ± \d+\.\d %$", printed, re.MULTILINE)
+    assert "the head 'maml' serves only the number of ways it was trained for" in printed
+    assert {row.image.name for row in names["labels"].rows} == {"1.png", "2.png", "3.png", "4.png"}
+    assert names["symbols"].path.is_file()
+    assert names["run"].result.iterations == 20
+    assert RunResult.model_validate_json(names["run"].directory.result.read_bytes()) == (
+        names["run"].result
+    )
 
 
 def test_the_symmetry_theorem_is_seen_as_the_page_says(hidra: Hidra, small: Path) -> None:

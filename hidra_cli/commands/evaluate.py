@@ -119,6 +119,6 @@ def evaluate(
         device=device or "auto",
         cache_dir=cache_dir,
     )
-    evaluation = job.evaluate(request, flags.of_first_process(console))
+    evaluation = job.evaluate_models(request, flags.of_first_process(console))
     if this_rank().main:
         report_evaluation(evaluation, request.models[0], out, console)

@@ -14,6 +14,7 @@ from hidra_cli.commands.setting_flags import with_setting_flags
 
 if TYPE_CHECKING:
     from hidra_cli.jobs.training.resume import Resumed
+    from hidra_cli.runs.directory import RunDir
     from hidra_cli.settings.layers import Resolved
     from hidra_cli.system.console import Console
 
@@ -73,28 +74,60 @@ def meta_train(
 
     Next: hidra evaluate RUN --ways 2,5,10,20
     """
-    from hidra_cli.jobs.training.job import _train
-    from hidra_cli.jobs.training.resume import _is_finished, _resumed
+    from hidra_cli.jobs.training import job
+    from hidra_cli.jobs.training.resume import is_finished
+    from hidra_cli.jobs.training.resume import resume as resume_run
     from hidra_cli.runs.locate import runs_dir_of
     from hidra_cli.settings.layers import resolve
-    from hidra_cli.system.torchrun import this_rank
 
     console = flags.of_first_process(console)
-    place = runs_dir_of(runs_dir)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as owner:
         resumed = None
         if resume is None:
             resolved = resolve(setting_flags, config=config, preset=preset)
         else:
-            owner = stack if this_rank().main and not (print_config or dry_run) else None
-            resumed = _resumed(resume, place, setting_flags, config, preset, name, owner)
+            _check_no_name(name)
+            run = _run_to_resume(resume, runs_dir, owner if not (print_config or dry_run) else None)
+            resumed = resume_run(run, setting_flags, config=config, preset=preset)
             resolved = resumed.settings
         if print_config:
             _print_config(resolved, console)
-        elif resumed is not None and not dry_run and _is_finished(resumed):
+        elif dry_run:
+            job.try_out(resolved.settings, cache_dir=cache_dir, resumed=resumed, console=console)
+        elif resumed is not None and is_finished(resumed):
             _show_finished(resumed, console)
         else:
-            _train(resolved.settings, place, name, resumed, cache_dir, dry_run, console, stack)
+            job.meta_train(
+                resolved.settings,
+                name=name,
+                runs_dir=runs_dir_of(runs_dir),
+                cache_dir=cache_dir,
+                resumed=resumed,
+                console=console,
+            )
+
+
+def _check_no_name(name: str | None) -> None:
+    from hidra_cli.errors import UsageError
+
+    if name is not None:
+        raise UsageError(
+            "--name and --resume cannot go together",
+            why="a resumed run keeps its directory",
+            fix="leave --name out",
+        )
+
+
+def _run_to_resume(run: str, runs_dir: Path | None, owner: contextlib.ExitStack | None) -> RunDir:
+    """The run to go on with; the first process owns it until `owner` ends."""
+    from hidra_cli.runs.directory import owning
+    from hidra_cli.runs.locate import run_to_resume, runs_dir_of
+    from hidra_cli.system.torchrun import this_rank
+
+    directory = run_to_resume(run, runs_dir_of(runs_dir))
+    if owner is not None and this_rank().main:
+        owner.enter_context(owning(directory))
+    return directory
 
 
 def _show_finished(resumed: Resumed, console: Console) -> None:

@@ -12,7 +12,7 @@ from hidra_cli.errors import DeviceError
 from hidra_cli.system.memory import peak_resident_memory, resident_memory
 
 
-def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
+def resolve_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
     """ "auto" (CUDA where there is one, else the CPU) or a torch device name.
 
     Args:

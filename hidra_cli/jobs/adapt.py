@@ -144,7 +144,9 @@ class OwnAdaptation:
 
 
 def adapt_pictures(
-    pictures: OwnPictures, checkpoint: Path | None, request: AdaptRequest
+    pictures: OwnPictures,
+    checkpoint: Path | None = None,
+    request: AdaptRequest | None = None,
 ) -> OwnAdaptation:
     """Learn pictures, with those that a classifier kept, and save a classifier.
 
@@ -160,6 +162,7 @@ def adapt_pictures(
         NotFiniteError: the inner steps diverged.
         RunError: the classifier cannot be written.
     """
+    request = request or AdaptRequest()
     if request.out is not None:
         check_no_classifier(request.out, force=request.force)
     model, kept, choice = _start(pictures, checkpoint, request.device)

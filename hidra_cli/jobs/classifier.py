@@ -13,7 +13,7 @@ from hidra_cli.api import FastWeights
 from hidra_cli.api.decoding import MOST_PIXELS, Picture
 from hidra_cli.api.preprocessing import Preprocessing
 from hidra_cli.engine import losses
-from hidra_cli.engine.devices import choose_float32, memory_errors
+from hidra_cli.engine.devices import choose_float32, memory_errors, resolve_device
 from hidra_cli.engine.learner import Learner, Weights
 from hidra_cli.engine.normalization import EpisodeNorm, full_precision, reads_support
 from hidra_cli.engine.task_batch import Task
@@ -201,15 +201,20 @@ def save_classifier(
     save_checkpoint(path, tensors, {"format": CLASSIFIER_FORMAT, **meta.to_json()})
 
 
-def load_classifier(path: Path, device: torch.device) -> Classifier:
+def load_classifier(path: Path, device: torch.device | None = None) -> Classifier:
     """Read a file of `save_classifier`.
+
+    Args:
+        path: of the file, or its folder.
+        device: where it computes; None: a GPU where there is one.
 
     Raises:
         DataError: it is missing, damaged or not a classifier.
         PluginError: a plugin it needs is missing.
         RunError: its weights do not fit.
     """
-    return restore_classifier(load_checkpoint(find_classifier(path), CLASSIFIER_FORMAT)).to(device)
+    checkpoint = load_checkpoint(find_classifier(path), CLASSIFIER_FORMAT)
+    return restore_classifier(checkpoint).to(device or resolve_device())
 
 
 def find_classifier(path: Path) -> Path:

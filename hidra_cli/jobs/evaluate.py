@@ -92,7 +92,7 @@ class Evaluation:
     result: EvaluationResult
 
 
-def evaluate(request: EvaluationRequest, console: Console | None = None) -> Evaluation:
+def evaluate_models(request: EvaluationRequest, console: Console | None = None) -> Evaluation:
     """Evaluate models on the same fixed episodes, each at the numbers of ways that it can do.
 
     The processes that torchrun started share the episodes.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hidra_cli.engine.devices import memory_errors
+from hidra_cli.engine.devices import memory_errors, resolve_device
 from hidra_cli.engine.frozen import FrozenNetwork
 from hidra_cli.engine.inner_loop import adapt, labelled_right
 from hidra_cli.engine.learner import Weights
@@ -33,14 +33,14 @@ class AdaptRequest:
     """What was asked for, whatever the task.
 
     Attributes:
-        device: where the task is learned.
+        device: where the task is learned; by default a GPU where there is one.
         ways, shots, steps: None where they are to be chosen.
         out: folder of the classifier; None for a folder in the run.
         keep: whether the classifier keeps its support images.
         force: whether a classifier in `out` is replaced.
     """
 
-    device: torch.device
+    device: torch.device = field(default_factory=resolve_device)
     ways: int | None = None
     shots: int | None = None
     steps: int | None = None

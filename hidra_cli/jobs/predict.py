@@ -12,7 +12,7 @@ from hidra_cli.errors import DataError, UsageError
 from hidra_cli.images.labelled import pictures_in
 from hidra_cli.images.own_pictures import remarks, without_pixels
 from hidra_cli.jobs.classifier import Answer, Classifier
-from hidra_cli.system.console import Console
+from hidra_cli.system.console import Console, Silence
 
 NONE_OF_THESE, UNKNOWN = "none of these", "unknown"
 _LEAST_PROBABILITY = 0.5  # of a sigmoid classifier, unless one is given
@@ -95,7 +95,7 @@ class Predictions:
 def predict_pictures(
     classifier: Classifier,
     places: Sequence[Path],
-    console: Console,
+    console: Console | None = None,
     *,
     max_pixels: int = MOST_PIXELS,
     top_k: int = 1,
@@ -108,7 +108,7 @@ def predict_pictures(
     Args:
         classifier: what labels them.
         places: files, and folders of them.
-        console: of warnings and progress.
+        console: of warnings and progress; None: silent.
         max_pixels: a larger picture is damaged.
         top_k: classes per picture.
         batch: pictures per forward pass.
@@ -121,6 +121,7 @@ def predict_pictures(
         UsageError: `none_below` of a classifier that always names a class, or `unknown` of one
             that cannot say it.
     """
+    console = console or Silence()
     least = _least_probability(none_below, classifier.learner.loss_name)
     least_known = _least_known(unknown, classifier)
     if classifier.normalization == "transductive":

@@ -4,41 +4,138 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from hidra_cli.engine.devices import has_tf32
+from hidra_cli.images.features import NetworkChoice
+from hidra_cli.images.open import choose_dataset
 from hidra_cli.jobs.device import join
-from hidra_cli.tasks.sources import open_tasks
+from hidra_cli.jobs.scoring import evaluate_plan
+from hidra_cli.jobs.training.dry_run import dry_run
+from hidra_cli.jobs.training.loop import train
+from hidra_cli.jobs.training.resume import Resumed
+from hidra_cli.jobs.training.state import restore
+from hidra_cli.jobs.training.trainer import MetaTrainer
+from hidra_cli.runs.build import frozen_network
+from hidra_cli.runs.components import Components, resolve_components
+from hidra_cli.runs.directory import RunDir, create_run, owning
+from hidra_cli.runs.environment import environment
+from hidra_cli.runs.locate import runs_dir_of
+from hidra_cli.runs.metrics import check_log
+from hidra_cli.runs.model import load_model
+from hidra_cli.runs.plugin_check import check_plugins
+from hidra_cli.runs.records import Environment, RunResult, ScoreRecord, Session, record_or_none
+from hidra_cli.settings.layers import resolve
+from hidra_cli.settings.schema import Settings
+from hidra_cli.system.console import Console, Silence
+from hidra_cli.system.distributed import ProcessGroup
+from hidra_cli.system.files import write_atomically, write_json
+from hidra_cli.tasks.objective import CLASSIFICATION
+from hidra_cli.tasks.sources import (
+    Sampler,
+    feasible_ways,
+    objective_of,
+    open_tasks,
+    sampler_of,
+)
 
-if TYPE_CHECKING:
-    from hidra_cli.images.features import NetworkChoice
-    from hidra_cli.jobs.training.resume import Resumed
-    from hidra_cli.jobs.training.trainer import MetaTrainer
-    from hidra_cli.runs.components import Components
-    from hidra_cli.runs.directory import RunDir
-    from hidra_cli.runs.records import Environment, ScoreRecord, Session
-    from hidra_cli.settings.schema import Settings
-    from hidra_cli.system.console import Console
-    from hidra_cli.system.distributed import ProcessGroup
-    from hidra_cli.tasks.sources import Sampler
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that was trained and tested.
+
+    Attributes:
+        directory: its files.
+        result: what `result.json` holds: the best validation, and the test at each number of ways.
+    """
+
+    directory: RunDir
+    result: RunResult
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
 
 
-def _train(
+def meta_train(
+    settings: Settings | Mapping[str, Any] | None = None,
+    *,
+    preset: str | None = None,
+    name: str | None = None,
+    runs_dir: Path | None = None,
+    cache_dir: Path | None = None,
+    resumed: Resumed | None = None,
+    console: Console | None = None,
+) -> TrainedRun:
+    """Train a model, test its best checkpoint and write the run.
+
+    The processes that torchrun started share each meta-batch.
+
+    Args:
+        settings: of the run: all of them, or dotted keys and their values; the others come from
+            the environment, the preset and the defaults, as they do in `hidra meta-train`.
+        preset: settings that ship with hidra.
+        name: of the run directory; None: the time and the main settings.
+        runs_dir: where that directory is made; None: the usual place.
+        cache_dir: where prepared images are kept; None: the usual place.
+        resumed: a run to go on with, instead of a new one; it has its settings.
+        console: of messages and progress; None: silent.
+
+    Raises:
+        UsageError: the settings are wrong, or cannot work with this data.
+        DataError: the data is missing or damaged.
+        PluginError: a plugin cannot be imported or breaks its contract.
+        StoppedError, NotFiniteError, DeviceError, RunError: see `train`.
+    """
+    console = console or Silence()
+    if resumed is not None:
+        settings = resumed.settings.settings
+    elif not isinstance(settings, Settings):
+        settings = resolve(settings or {}, preset=preset).settings
+    with contextlib.ExitStack() as stack:
+        trainer = _trainer(settings, resumed, cache_dir, console, stack)
+        test_episodes = _test_episodes(trainer, console)
+        if resumed is not None:
+            run = resumed.run
+        else:
+            run = _new_run(runs_dir_of(runs_dir), name, settings, trainer.group, stack)
+        with console.logging_to(run.log):
+            result = _train_and_test(trainer, test_episodes, run, resumed, console)
+    return TrainedRun(run, result)
+
+
+def try_out(
     settings: Settings,
-    runs_dir: Path,
-    name: str | None,
+    *,
+    cache_dir: Path | None = None,
+    resumed: Resumed | None = None,
+    console: Console | None = None,
+) -> None:
+    """Check all that a training needs, take steps and show what they take; write nothing.
+
+    Raises:
+        HidraError: as `meta_train`.
+    """
+    console = console or Silence()
+    with contextlib.ExitStack() as stack:
+        trainer = _trainer(settings, resumed, cache_dir, console, stack)
+        _test_episodes(trainer, console)
+        image_shape, ways = trainer.data.image_shape, max(settings.tasks.ways)
+        check_plugins(trainer.components, image_shape, trainer.learner, ways)
+        dry_run(trainer, console)
+
+
+def _trainer(
+    settings: Settings,
     resumed: Resumed | None,
     cache_dir: Path | None,
-    dry_run: bool,
     console: Console,
     stack: contextlib.ExitStack,
-) -> None:
-    from hidra_cli.engine.devices import has_tf32
-    from hidra_cli.jobs.training.state import restore
-    from hidra_cli.jobs.training.trainer import MetaTrainer
-    from hidra_cli.runs.components import resolve_components
-    from hidra_cli.runs.metrics import check_log
-
+) -> MetaTrainer:
+    """The trainer before its next step; all processes have the same one."""
     components = resumed.components if resumed is not None else None
     components = components or resolve_components(settings)  # before any image is prepared
     check_log(settings.run.log)
@@ -57,25 +154,11 @@ def _train(
         console.note(f"--precision tf32: {device} has no TF32, it is float32 in full there")
     if trainer.choice.why:
         console.warn(f"--strategy {trainer.strategy.name}: {trainer.choice.why}")
-    test_episodes = _test_episodes(trainer, console)
-    if dry_run:
-        from hidra_cli.jobs.training.dry_run import dry_run as try_out
-        from hidra_cli.runs.plugin_check import check_plugins
-
-        learner, ways = trainer.learner, max(settings.tasks.ways)
-        check_plugins(components, data.image_shape, learner, ways)
-        try_out(trainer, console)
-        return
-    run = resumed.run if resumed is not None else _new_run(runs_dir, name, settings, group, stack)
-    with console.logging_to(run.log):
-        _train_and_test(trainer, test_episodes, run, resumed, console)
+    return trainer
 
 
 def _network(settings: Settings, components: Components) -> NetworkChoice | None:
     """The frozen network whose features tasks are drawn from; None where images are."""
-    from hidra_cli.images.open import choose_dataset
-    from hidra_cli.runs.build import frozen_network
-
     if settings.model.normalization != "frozen":
         return None
     dataset = choose_dataset(settings.dataset, components.dataset).dataset
@@ -90,8 +173,6 @@ def _new_run(
     stack: contextlib.ExitStack,
 ) -> RunDir:
     """A run directory that the first process makes, and owns until `stack` ends."""
-    from hidra_cli.runs.directory import RunDir, create_run, owning
-
     path = ""
     if group.main:
         run = create_run(runs_dir, name, settings)
@@ -102,8 +183,6 @@ def _new_run(
 
 def _test_episodes(trainer: MetaTrainer, console: Console) -> Sampler | None:
     """The episodes of the final table. They are checked before the run, not after it."""
-    from hidra_cli.tasks.sources import feasible_ways, objective_of, sampler_of
-
     settings, data = trainer.settings, trainer.data
     if not settings.outer.test_episodes:
         return None
@@ -125,12 +204,7 @@ def _train_and_test(
     run: RunDir,
     resumed: Resumed | None,
     console: Console,
-) -> None:
-    from hidra_cli.jobs.training.loop import train
-    from hidra_cli.runs.records import Environment, RunResult
-    from hidra_cli.system.files import write_json
-    from hidra_cli.tasks.objective import CLASSIFICATION
-
+) -> RunResult:
     settings, group = trainer.settings, trainer.group
     facts = _record_start(trainer, run, resumed, console) if group.main else Environment()
     if trainer.validator.ways != settings.tasks.ways:
@@ -159,16 +233,13 @@ def _train_and_test(
     adapt = "   or   hidra adapt --ways 7" if trainer.objective is CLASSIFICATION else ""
     console.note(f"next: hidra evaluate {run.path} --ways {ways}{adapt}")
     console.result(result.to_json())
+    return result
 
 
 def _record_start(
     trainer: MetaTrainer, run: RunDir, resumed: Resumed | None, console: Console
 ) -> Environment:
     """Write what the run depends on, and say where it begins."""
-    from hidra_cli.runs.environment import environment
-    from hidra_cli.runs.records import Environment, Session, record_or_none
-    from hidra_cli.system.files import write_atomically, write_json
-
     now = environment(trainer.device, trainer.components.records, trainer.group.size).model_copy(
         update={"strategy": trainer.strategy.name, "start": trainer.start}
     )
@@ -223,10 +294,6 @@ def _test(
     run: RunDir, trainer: MetaTrainer, sampler: Sampler, console: Console
 ) -> tuple[ScoreRecord, ...]:
     """Test the best checkpoint over ways: the table that ends a run."""
-    from hidra_cli.jobs.scoring import evaluate_plan
-    from hidra_cli.runs.model import load_model
-    from hidra_cli.tasks.objective import CLASSIFICATION
-
     settings, objective, (shots,) = trainer.settings, trainer.objective, sampler.shots
     trainer.group.wait()  # until the first process has written that model
     model = load_model(run.path, trainer.device, components=trainer.components)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,9 +47,19 @@ class Resumed:
 
 
 def resume(
-    run: RunDir, flags: Mapping[str, Any], *, config: Path | None, preset: str | None
+    run: RunDir,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    config: Path | None = None,
+    preset: str | None = None,
 ) -> Resumed:
     """Find where a run goes on, and check that nothing is asked that would change it.
+
+    Args:
+        run: its directory.
+        settings: dotted keys and values of what changes, such as the number of iterations.
+        config: a TOML file of settings.
+        preset: settings that ship with hidra.
 
     Raises:
         UsageError: a setting differs from the run's, or it is longer already than asked.
@@ -60,18 +69,18 @@ def resume(
     checkpoint, damage = newest_checkpoint(run)
     before = settings_of(run) if checkpoint is None else checkpoint.model_meta.settings
     base = (f"run {run.path.name}", before.model_dump(exclude_none=True))
-    now = resolve(flags, config=config, preset=preset, base=base)
+    now = resolve(settings or {}, config=config, preset=preset, base=base)
     check_resumable(before, now)
     warnings = [damage] if damage else []
     if checkpoint is None:
         return Resumed(run, None, now, warnings)
-    meta, settings = checkpoint.model_meta, now.settings
-    components = resolve_components(settings, require_plugins(checkpoint.path, meta))
-    learner = restore_learner(checkpoint, meta, settings, components)
-    if settings.outer.iterations < meta.iteration:
+    meta, iterations = checkpoint.model_meta, now.settings.outer.iterations
+    components = resolve_components(now.settings, require_plugins(checkpoint.path, meta))
+    learner = restore_learner(checkpoint, meta, now.settings, components)
+    if iterations < meta.iteration:
         raise UsageError(
             f"the run {run.path} is at iteration {meta.iteration} already",
-            why=f"--iterations {settings.outer.iterations} is less",
+            why=f"--iterations {iterations} is less",
             fix=f"--iterations {meta.iteration} or more",
         )
     warnings += _changed_plugins(checkpoint, components)
@@ -133,34 +142,7 @@ def _changed_plugins(checkpoint: Checkpoint, components: Components) -> list[str
     ]
 
 
-def _resumed(
-    run_name: str,
-    runs_dir: Path,
-    flags: Mapping[str, Any],
-    config: Path | None,
-    preset: str | None,
-    name: str | None,
-    owner: contextlib.ExitStack | None,
-) -> Resumed:
-    """The run to go on with; where it will be written, this process owns it until `owner` ends."""
-    from hidra_cli.errors import UsageError
-    from hidra_cli.jobs.training.resume import resume
-    from hidra_cli.runs.directory import owning
-    from hidra_cli.runs.locate import run_to_resume
-
-    if name is not None:
-        raise UsageError(
-            "--name and --resume cannot go together",
-            why="a resumed run keeps its directory",
-            fix="leave --name out",
-        )
-    run = run_to_resume(run_name, runs_dir)
-    if owner is not None:
-        owner.enter_context(owning(run))
-    return resume(run, flags, config=config, preset=preset)
-
-
-def _is_finished(resumed: Resumed) -> bool:
+def is_finished(resumed: Resumed) -> bool:
     """Whether nothing is left to do: no step, and no test."""
     wanted = resumed.settings.settings.outer.iterations
     result = record_or_none(resumed.run.result, RunResult)
