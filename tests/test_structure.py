@@ -87,6 +87,13 @@ def test_the_engine_knows_no_files_and_prints_nothing() -> None:
         assert "print(" not in path.read_text()
 
 
+def test_no_file_uses_a_private_name_of_another() -> None:
+    for path in MODULES:
+        names = {name.rpartition(".")[2] for name in own_imports(path)}
+        private = {name for name in names if name.startswith("_") and not name.endswith("__")}
+        assert not private, path
+
+
 def test_commands_define_no_classes() -> None:
     for path in (PACKAGE / "commands").glob("*.py"):
         names = [
