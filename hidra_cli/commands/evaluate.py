@@ -99,7 +99,10 @@ def evaluate(
     """
     from hidra_cli.jobs import evaluate as job
     from hidra_cli.reports.evaluation import report_evaluation
+    from hidra_cli.system.files import check_folder
 
+    if out is not None:
+        check_folder(out, "--out")
     request = job.EvaluationRequest(
         models=flags.models_or_latest(runs, runs_dir),
         ways=flags.numbers("--ways", ways),

@@ -42,11 +42,13 @@ def study(
     from hidra_cli.jobs.study.plan import load_study
     from hidra_cli.jobs.study.runner import run_study
     from hidra_cli.reports.study import report_study, show_plan
+    from hidra_cli.system.files import check_folder
 
     plan = load_study(file)
     if dry_run:
         show_plan(plan, console)
         return
     place = out or Path("studies") / file.stem
+    check_folder(place, "--out")
     runs = run_study(plan, place, jobs=jobs, cache_dir=cache_dir, console=console)
     report_study(plan, runs, place, console)

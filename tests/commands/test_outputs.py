@@ -75,6 +75,8 @@ def test_a_file_in_the_way_is_named(
     (tmp_path / "file").write_text("text")
     flags = ["--support", pictures / "support", "--checkpoint", runs_dir / "hidra"]
     assert_refused(hidra("adapt", *flags, "--out", tmp_path / "file"), 2, "is a file")
+    evaluate = ["evaluate", runs_dir / "hidra", "--out", tmp_path / "file"]
+    assert_refused(hidra(*evaluate), 2, "is a file")
     inside = tmp_path / "file" / "deep"
     assert_refused(hidra("adapt", *flags, "--out", inside), 1, "could not be written")
     assert_refused(hidra("predict", "none", "x", "--out", inside / "x.csv"), 1, "could not be")
