@@ -129,9 +129,9 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 def _fault_of_plugin(exc: BaseException) -> PluginError | None:
     """What to say of an exception from another distribution's plugin, which may even exit."""
     from hidra_cli.api.building import failure
-    from hidra_cli.api.registry import culprit
+    from hidra_cli.api.registry import plugin_at_fault
 
-    plugin = culprit(exc)
+    plugin = plugin_at_fault(exc)
     return None if plugin is None else failure(plugin, exc)
 
 

@@ -65,7 +65,7 @@ def component_of(plugin: registry.Plugin, options: Mapping[str, Any]) -> Compone
         raise PluginError(
             f"{plugin.label} has an option of a type that is not known",
             why=f"{error.what}\n{error.why}",
-            fix=f"{error.fix}\n{registry.blame(plugin)}",
+            fix=f"{error.fix}\n{registry.remedy(plugin)}",
         ) from error
     return Component(plugin, loaded, plugin_options(plugin.label, known, options))
 
@@ -77,19 +77,19 @@ def failure(
     return PluginError(
         f"{plugin.label} {what}",
         why=_lines(summary(exc), place_raised(exc, plugin.package) or place_of(code)),
-        fix=f"{registry.blame(plugin)}\n`--debug` shows the traceback",
+        fix=f"{registry.remedy(plugin)}\n`--debug` shows the traceback",
     )
 
 
 def broken(plugin: registry.Plugin, fault: ContractError) -> PluginError:
     """What to say of a broken contract: to its author what to write, to others whom to tell."""
-    blame = registry.blame(plugin)
+    remedy = registry.remedy(plugin)
     return PluginError(
         f"{plugin.label} breaks its contract",
         why=_lines(fault.fault, fault.where),
-        fix=f"{blame}\nin its code: {fault.instead}"
+        fix=f"{remedy}\nin its code: {fault.instead}"
         if plugin.source is None
-        else f"{fault.instead}\n{blame}",
+        else f"{fault.instead}\n{remedy}",
     )
 
 

@@ -125,7 +125,7 @@ def load(plugin: Plugin) -> type[Any]:
         raise PluginError(
             f"{plugin.label} could not be imported",
             why=f"{type(exc).__name__}: {exc} (in {plugin.entry_point.value})" + _line(plugin, exc),
-            fix=blame(plugin),
+            fix=remedy(plugin),
         ) from exc
     bases = _contracts(plugin.kind)
     if not (inspect.isclass(loaded) and issubclass(loaded, bases)):
@@ -134,7 +134,7 @@ def load(plugin: Plugin) -> type[Any]:
             f"{plugin.label} is not a {names}",
             why=f"{plugin.entry_point.value} is {loaded!r}",
             fix=f"write class {plugin.entry_point.attr}({bases[0].__name__}), of hidra_cli.api\n"
-            f"{blame(plugin)}",
+            f"{remedy(plugin)}",
         )
     _check_version(plugin, loaded)
     _loaded[plugin.package] = plugin
@@ -152,7 +152,7 @@ def _check_version(plugin: Plugin, component: type[Any]) -> None:
             f"{plugin.label} does not say which version of the plugin API it was made for",
             why=f"{component.__name__} declares no api_version"
             + (f"\nin {place}" if place else ""),
-            fix=f"{line}\n{blame(plugin)}",
+            fix=f"{line}\n{remedy(plugin)}",
         )
     raise PluginError(
         f"{plugin.label} was made for another version of the plugin API",
@@ -175,7 +175,7 @@ def _line(plugin: Plugin, exc: BaseException) -> str:
 _loaded: dict[str, Plugin] = {}
 
 
-def culprit(exc: BaseException) -> Plugin | None:
+def plugin_at_fault(exc: BaseException) -> Plugin | None:
     """The plugin of another distribution in whose code an exception was raised, if it was.
 
     The exceptions that it came from are searched too.
@@ -186,7 +186,7 @@ def culprit(exc: BaseException) -> Plugin | None:
         if plugin is not None and plugin.distribution != OWN_DISTRIBUTION:
             return plugin
     before = exc.__cause__ or exc.__context__
-    return culprit(before) if before is not None else None
+    return plugin_at_fault(before) if before is not None else None
 
 
 def _contracts(kind: Kind) -> tuple[type[Any], ...]:
@@ -199,8 +199,8 @@ def _contracts(kind: Kind) -> tuple[type[Any], ...]:
     return (Backbone,) if kind == "backbone" else (Head,)
 
 
-def blame(plugin: Plugin) -> str:
-    """What to do about a failing plugin: who installed it from a folder can mend it."""
+def remedy(plugin: Plugin) -> str:
+    """A fix for a failing plugin: its author can mend it, others report or remove it."""
     if plugin.distribution == OWN_DISTRIBUTION:
         return f"reinstall {OWN_DISTRIBUTION}; this is a fault of hidra itself"
     if plugin.source is not None:

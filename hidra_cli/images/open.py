@@ -115,7 +115,7 @@ def prepare_images(
         raise PluginError(
             f"{choice.plugin.label} failed",
             why=f"{error.what}: {error.why}",
-            fix=registry.blame(choice.plugin),
+            fix=registry.remedy(choice.plugin),
         ) from error
 
 

@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from hidra_cli import __version__
-from hidra_cli.api.registry import OWN_DISTRIBUTION, Kind, Plugin, blame, find
+from hidra_cli.api.registry import OWN_DISTRIBUTION, Kind, Plugin, find, remedy
 from hidra_cli.engine.devices import memory_errors
 from hidra_cli.errors import RunError, UsageError
 from hidra_cli.jobs.classifier import (
@@ -353,7 +353,7 @@ def _untraceable(plugin: Plugin, exc: Exception) -> RunError:
         fix="its code must use tensor operations alone, the same for any values and any number of "
         f"images; ask the authors of {plugin.distribution}, or use `hidra predict`"
         if plugin.distribution != OWN_DISTRIBUTION
-        else blame(plugin),
+        else remedy(plugin),
     )
 
 
