@@ -129,7 +129,7 @@ class PreparedImages:
             there = torch.from_numpy(flat).to(self.images.device)
             return self.images[there].reshape(*indices.shape, *self.images.shape[1:])
         if isinstance(self.images, np.ndarray):
-            images = self.images[flat]
+            images = self.images.take(flat, axis=0)
         else:  # HDF5 wants increasing, distinct indices
             distinct, back = np.unique(flat, return_inverse=True)
             images = self.images[distinct][back]

@@ -15,6 +15,7 @@ from hidra_cli.engine.devices import memory_errors
 from hidra_cli.engine.inner_loop import score
 from hidra_cli.engine.task_batch import Task, TaskBatch
 from hidra_cli.errors import UsageError
+from hidra_cli.images.prepared import PreparedImages
 from hidra_cli.runs.scores import Cell
 from hidra_cli.system.console import Advance, Console
 from hidra_cli.system.distributed import SINGLE, ProcessGroup
@@ -22,6 +23,7 @@ from hidra_cli.tasks.shape import TaskShape
 from hidra_cli.tasks.sources import Sampler
 
 _EPISODES_AT_ONCE = 16
+_OF_FEATURES_AT_ONCE = 64  # they take less memory than images
 
 
 class Contender(Protocol):
@@ -79,8 +81,11 @@ def evaluate_cell(
     """
     mine = group.share(range(episodes))
     own: list[list[float]] = []
-    for start in range(0, len(mine), _EPISODES_AT_ONCE):
-        indices = mine[start : start + _EPISODES_AT_ONCE]
+    source = sampler.source
+    features = isinstance(source, PreparedImages) and source.has_features
+    at_once = _OF_FEATURES_AT_ONCE if features else _EPISODES_AT_ONCE
+    for start in range(0, len(mine), at_once):
+        indices = mine[start : start + at_once]
         with memory_errors("lower --ways or --queries, or --device cpu"):
             batch = sampler.batch(indices, shape)
             own += contender.scores(batch, every_step=every_step)

@@ -151,3 +151,10 @@ def test_moving_the_learner_moves_the_network(weights: str) -> None:
     found = learner.precomputed(torch.rand(2, *SHAPE, dtype=torch.float64))
     assert found.dtype == torch.float64
     assert learner.precomputed(torch.rand(0, *SHAPE)).shape == (0, learner.backbone.features)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_on_a_cpu_its_tasks_are_computed_at_once(weights: str, head: str) -> None:
+    choice = choose("auto", frozen(weights, head), SHAPE)
+    assert choice.strategy.name == "batched"
+    assert not choice.why

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from hidra_cli.engine.frozen import FrozenNetwork
 from hidra_cli.engine.inner_loop import InnerLoop
 from hidra_cli.engine.learner import Learner
 from hidra_cli.engine.strategies.base import Loop, Strategy, TaskByTask
@@ -39,7 +40,8 @@ def choose(
     """The strategy with this name, or another one that backbone and head support.
 
     On a CPU, "auto" computes a task per core, in processes if training takes long. On a GPU it
-    computes all tasks at once, as a CUDA graph.
+    computes all tasks at once, as a CUDA graph. Tasks of a frozen network's features are too short
+    to be spread over cores: "auto" computes them all at once on a CPU, too.
 
     Args:
         learner: in the mode, train() or eval(), of its later use.
@@ -55,9 +57,10 @@ def choose(
             why += "; --graphs recompute: a second pass would draw others, so all graphs are kept"
         return Choice(Loop(learner), why if recompute or name != "auto" else "")
     if name == "auto":
-        if learner.device.type == "cpu":
+        on_cpu, frozen = learner.device.type == "cpu", isinstance(learner.backbone, FrozenNetwork)
+        if on_cpu and not frozen:
             return Choice(make(partial(Processes, patience=PATIENCE)))
-        name = "batched" if recompute else "captured"
+        name = "batched" if recompute or on_cpu else "captured"
     if name in ("batched", "captured"):
         if fault := _fails(Batched(learner), learner, image_shape):
             return Choice(make(Loop), f"backbone or head cannot be batched: {fault}")
