@@ -104,7 +104,8 @@ def main() -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.6), layout="constrained")
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(4, 2.4, 5.6))
+    panels: Any = figure.subfigures(1, 3, width_ratios=(4, 2.4, 5.6))
+    left, middle, right = panels
     with tempfile.TemporaryDirectory() as place:
         learned, others = draw(Path(place))
         answers = labelled(Path(place))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hidra_cli.commands import completion, flags
+from hidra_cli.commands import completion, flags, picture_flags
 
 if TYPE_CHECKING:
     from hidra_cli.system.console import Console
@@ -57,6 +57,7 @@ def prepare(
     cache_dir: flags.CacheDir = None,
     force: Force = False,
     workers: Workers = None,
+    skip_broken: picture_flags.SkipBroken = False,
     backbone: Backbone = None,
     bb_opt: BbOpt = None,
     device: Device = None,
@@ -96,6 +97,7 @@ def prepare(
         cache_dir=cache_dir,
         force=force,
         workers=workers,
+        skip_broken=skip_broken,
         console=console,
     )
     show_prepared(prepared, console)

@@ -61,7 +61,11 @@ def decoded_classes(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     if damaged:
-        raise all_damaged(damaged)
+        error = all_damaged(damaged)
+        if dataset.source_is_identity:
+            fix = error.fix or "repair, replace or remove it"
+            error = DataError(error.what, why=error.why, fix=f"{fix}; or --skip-broken")
+        raise error
 
 
 def _undamaged(

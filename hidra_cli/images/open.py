@@ -105,10 +105,17 @@ def prepare_images(
     *,
     force: bool = False,
     workers: int | None = None,
+    skip_broken: bool = False,
 ) -> bool:
     """Write the prepared file of a dataset unless it exists. Return whether it was written."""
+    if skip_broken and not choice.dataset.source_is_identity:
+        raise UsageError(
+            f"--skip-broken cannot be used with {choice.plugin.name}",
+            why="only a folder of your own may lack images; a published dataset is complete",
+            fix="leave --skip-broken out",
+        )
     try:
-        return _prepare_images(choice, cache_dir, console, force, workers)
+        return _prepare_images(choice, cache_dir, console, force, workers, skip_broken)
     except ContractError as fault:
         raise broken(choice.plugin, fault) from fault
     except PluginError as error:  # the store knows the dataset, not where it comes from
@@ -125,6 +132,7 @@ def _prepare_images(
     console: Console,
     force: bool,
     workers: int | None,
+    skip_broken: bool,
 ) -> bool:
     from hidra_cli.images.cache import cache_dir as resolve_cache
     from hidra_cli.images.prepare import is_stale, prepare
@@ -149,6 +157,7 @@ def _prepare_images(
             progress=advance,
             force=force,
             workers=workers,
+            skip_broken=skip_broken,
         )
     for note in choice.dataset.notes:
         console.note(note)

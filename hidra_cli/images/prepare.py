@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,8 +20,9 @@ from hidra_cli import __version__
 from hidra_cli.api.contract import ContractError, Subject
 from hidra_cli.api.contract_data import check_is_class
 from hidra_cli.api.data import SPLITS, ArchiveMember, Dataset, ImageClass
+from hidra_cli.api.decoding import read_picture
 from hidra_cli.api.places import place_raised, summary
-from hidra_cli.api.preprocessing import preprocessing_of
+from hidra_cli.api.preprocessing import Preprocessing, preprocessing_of
 from hidra_cli.errors import DataError, HidraError, PluginError
 from hidra_cli.images.cache import StoreKey
 from hidra_cli.images.decoding_pool import decoded_classes
@@ -42,6 +47,7 @@ def prepare(
     progress: Advance,
     force: bool = False,
     workers: int | None = None,
+    skip_broken: bool = False,
 ) -> bool:
     """Write the prepared file unless it exists.
 
@@ -57,6 +63,7 @@ def prepare(
         progress: is called with the number of images that are done, and of all.
         force: rebuild an existing file.
         workers: decoding processes; one per core by default.
+        skip_broken: leave out images that cannot be read, and record their number.
 
     Returns:
         Whether the file was written now; False if it existed.
@@ -76,6 +83,8 @@ def prepare(
         attributes["contents"] = _contents(classes)
         if dataset.source_is_identity:
             attributes["listing"] = _listing(classes)
+        if skip_broken:
+            classes, attributes["skipped"] = _readable(classes, preprocessing_of(dataset))
 
         def write(beside: Path) -> None:
             _write(beside, dataset, classes, attributes, progress, workers, stop)
@@ -189,6 +198,33 @@ def _checked_classes(dataset: Dataset, key: StoreKey, downloads: Path) -> list[I
     if not classes:
         raise DataError(f"{name} has no class at all", fix="give another --source")
     return classes
+
+
+def _readable(
+    classes: list[ImageClass], preprocessing: Preprocessing
+) -> tuple[list[ImageClass], str]:
+    """Leave out images that cannot be read. Return the other ones and the number left out."""
+
+    def can_be_read(reference: Any) -> bool:
+        try:
+            read_picture(reference, preprocessing)
+        except DataError:
+            return False
+        return True
+
+    kept = []
+    with ThreadPoolExecutor() as pool:
+        for image_class in classes:
+            images = list(image_class.images)
+            images = list(itertools.compress(images, pool.map(can_be_read, images)))
+            if not images:
+                raise DataError(
+                    f"class {image_class.name!a} has no image that can be read",
+                    fix="repair its images, or remove its folder",
+                )
+            kept.append(replace(image_class, images=images))
+    skipped = sum(len(c.images) for c in classes) - sum(len(c.images) for c in kept)
+    return kept, str(skipped)
 
 
 def _listed(dataset: Dataset, key: StoreKey, downloads: Path) -> list[ImageClass]:

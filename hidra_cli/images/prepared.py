@@ -73,6 +73,11 @@ class PreparedImages:
         return self.attributes["content_hash"]
 
     @property
+    def skipped(self) -> int:
+        """How many images of the source could not be read and were left out."""
+        return int(self.attributes.get("skipped", "0"))
+
+    @property
     def has_features(self) -> bool:
         return len(self.images.shape) == 2
 

@@ -75,6 +75,7 @@ class PreparedDataset:
             "image_shape": list(images.image_shape),
             "classes": {split: len(table.names) for split, table in tables.items()},
             "images": {split: int(table.counts.sum()) for split, table in tables.items()},
+            "skipped": images.skipped,
             "content_hash": images.content_hash,
             "source_hash": images.attributes["source_hash"],
             "licence": images.attributes["licence"],
@@ -92,6 +93,7 @@ def prepare_dataset(
     cache_dir: Path | None = None,
     force: bool = False,
     workers: int | None = None,
+    skip_broken: bool = False,
     console: Console | None = None,
 ) -> PreparedDataset:
     """Write the prepared file of a dataset, unless it is there and up to date.
@@ -101,6 +103,7 @@ def prepare_dataset(
         device: where it computes: "auto" or a device of torch.
         force: write it again.
         workers: decoding processes; None: one per core.
+        skip_broken: leave out images of people's own folder that cannot be read.
 
     Raises:
         UsageError: unknown dataset, backbone, option or value.
@@ -111,7 +114,9 @@ def prepare_dataset(
     console = console or Silence()
     choice = choose_dataset(settings)
     begun = time.monotonic()
-    written = prepare_images(choice, cache_dir, console, force=force, workers=workers)
+    written = prepare_images(
+        choice, cache_dir, console, force=force, workers=workers, skip_broken=skip_broken
+    )
     images = open_store(store_path(choice, cache_dir), settings.name, load=network is None)
     prepared = PreparedDataset(images, choice.source, written, time.monotonic() - begun)
     if network is None:

@@ -27,6 +27,8 @@ def show_prepared(prepared: PreparedDataset, console: Console) -> None:
         before, now = images.attributes["source"], prepared.source
         if now is not None and before != str(now):
             console.warn(f"it was prepared from {before or 'a download'}, not from {now}")
+    if images.skipped:
+        console.warn(f"{images.skipped} images that cannot be read are left out")
     features = prepared.features
     if features is not None and features.prepared_now:
         console.print(

@@ -174,6 +174,27 @@ def test_all_pictures_that_cannot_be_prepared_are_named(
     assert_refused(done, 3, *map(str, broken))
 
 
+def test_broken_pictures_are_left_out_of_a_prepared_file_where_that_is_asked(
+    hidra: Hidra, tmp_path: Path, write_image: WriteImage
+) -> None:
+    for name in ("cats", "dogs", "owls"):
+        for number in range(3):
+            write_image(tmp_path / "mine" / name / f"{number}.png")
+    (tmp_path / "mine" / "dogs" / "1.png").write_bytes(b"no picture")
+    prepare = ["prepare", "folder", "--source", tmp_path / "mine", "--cache-dir", tmp_path / "c"]
+    assert_refused(hidra(*prepare), 3, "--skip-broken")
+    done = hidra(*prepare, "--skip-broken", "--json")
+    assert (done.code, done.json["skipped"]) == (0, 1)
+    assert sum(done.json["images"].values()) == 8
+    assert "1 images that cannot be read are left out" in done.err
+    assert hidra(*prepare, "--json").json["prepared_now"] is False
+    for number in (0, 2):
+        (tmp_path / "mine" / "dogs" / f"{number}.png").write_bytes(b"")
+    assert_refused(hidra(*prepare, "--skip-broken"), 3, "'dogs' has no image that can be read")
+    done = hidra("prepare", "glyphs", *TINY_DATA, "--cache-dir", tmp_path / "c", "--skip-broken")
+    assert_refused(done, 2, "glyphs", "leave --skip-broken out")
+
+
 def test_ones_own_folder_that_changed_is_noticed(
     hidra: Hidra, tmp_path: Path, write_image: WriteImage
 ) -> None:
