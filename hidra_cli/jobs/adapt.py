@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hidra_cli.engine.losses import probabilities
 from hidra_cli.engine.task_batch import Task
@@ -170,7 +171,7 @@ def adapt_pictures(
     classes, counts = data.classes, data.counts
     _check_numbers(counts, request.ways, request.shots)
     model.check((len(classes),), model.image_shape)
-    features = model.learner.precomputed(data.images)
+    features = _seen(model, data, choice)
     query = None
     if data.query is not None:
         query = (model.learner.precomputed(data.query[0]), data.query[1])
@@ -217,6 +218,13 @@ def _start(
     model = load_model(checkpoint, device)
     check_classifies(model)
     return model, None, None
+
+
+def _seen(model: TrainedModel, data: OwnData, choice: ModelChoice | None) -> Tensor:
+    """What the head sees of the support pictures; a choice of the model has computed it."""
+    if choice is not None and choice.features is not None:
+        return choice.features
+    return model.learner.precomputed(data.images)
 
 
 def _place(

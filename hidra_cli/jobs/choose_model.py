@@ -36,12 +36,15 @@ class ModelChoice:
         right: of each shipped model, how many pictures it labelled right while they were held out;
             empty where a class has one picture only.
         pictures: how many were held out.
+        features: what `Learner.precomputed` makes of all support pictures; None if only a sample of
+            them was held out.
     """
 
     model: TrainedModel
     drawings: bool
     right: dict[str, int]
     pictures: int
+    features: Tensor | None = None
 
     @property
     def line(self) -> str:
@@ -86,7 +89,11 @@ def choose_model(pictures: OwnPictures, device: torch.device) -> ModelChoice:
     shots = Counter(support.labels)
     if len(shots) < 2 or min(shots.values()) < _FEWEST:
         return ModelChoice(models[expected], drawings, {}, 0)
-    results = {name: _held_out(model, sample, pictures) for name, model in models.items()}
+    features = {name: _features(model, sample, pictures) for name, model in models.items()}
+    results = {
+        name: hold_out(model, *features[name], len(sample.classes))
+        for name, model in models.items()
+    }
     held_out = {name: result for name, result in results.items() if result is not None}
     if len(held_out) < len(models):
         return ModelChoice(models[expected], drawings, {}, 0)
@@ -95,7 +102,8 @@ def choose_model(pictures: OwnPictures, device: torch.device) -> ModelChoice:
         if _clearly_better(result, held_out[best]):
             best = name
     right = {name: int(_right(result).sum()) for name, result in held_out.items()}
-    return ModelChoice(models[best], drawings, right, len(held_out[best].labels))
+    whole = features[best][0] if len(sample.paths) == len(support.paths) else None
+    return ModelChoice(models[best], drawings, right, len(held_out[best].labels), whole)
 
 
 def _reads_drawings(model: TrainedModel) -> bool:
@@ -115,14 +123,14 @@ def _sample(support: LabelledPictures) -> LabelledPictures:
     return support.without(rest)
 
 
-def _held_out(
+def _features(
     model: TrainedModel, sample: LabelledPictures, pictures: OwnPictures
-) -> HeldOut | None:
-    """None where a class has too few pictures that can be read."""
+) -> tuple[Tensor, Tensor]:
+    """What the head sees of the pictures that can be read, or their images; labels (n,)."""
     read = read_support(sample.paths, model.meta.image_preprocessing, pictures.options)
     labels = torch.tensor(sample.without(set(read.damaged)).labels)
     device = model.learner.device
-    return hold_out(model, read.images.to(device), labels.to(device), len(sample.classes))
+    return model.learner.precomputed(read.images.to(device)), labels.to(device)
 
 
 def _right(result: HeldOut) -> Tensor:
