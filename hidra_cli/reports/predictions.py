@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hidra_cli.api.folders import counted
 from hidra_cli.system.console import one_line
 from hidra_cli.system.files import write_atomically
 
@@ -24,6 +23,8 @@ MOST_ROWS = 200  # of the table; the other formats have no limit
 
 def show_notes(result: Predictions, console: Console) -> None:
     """Print how many pictures were left out, and how the others were read."""
+    from hidra_cli.api.folders import counted
+
     if result.left_out:
         console.note(f"left out {counted(result.left_out)}")
     if result.damaged:

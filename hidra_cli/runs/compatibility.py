@@ -63,10 +63,11 @@ def require_plugins(path: Path, meta: ModelMeta) -> ModelComponents:
 
 
 def _required(path: Path, meta: ModelMeta, kind: Kind, name: str) -> Plugin:
+    plugin = meta.plugins[kind]
     try:
-        return registry.find(kind, name)
+        recorded = registry.find(kind, plugin.name)
+        return recorded if plugin.name == name else registry.find(kind, name)
     except HidraError as exc:
-        plugin = meta.plugins[kind]
         raise PluginError(
             f"{path} needs the {kind} '{plugin.name}'",
             why=f"the file says it came from {plugin.distribution} {plugin.version}, which is "

@@ -90,7 +90,7 @@ def create_run(runs_dir: Path, name: str | None, settings: Settings) -> RunDir:
             fix="--name my-run, and --runs-dir for the place of all runs",
         )
     path = runs_dir / (name or default_run_name(settings))
-    with writing_to(path):
+    with writing_to(path, "another place for runs (--runs-dir)"):
         runs_dir.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(LEFTOVER, f".{path.name[:80]}.", runs_dir))
         try:

@@ -114,7 +114,12 @@ def test_a_stopped_computation_goes_on_and_gives_the_same_bits(
 
 def test_they_are_computed_once_by_several_writers_at_once(images: PreparedImages) -> None:
     results: list[bool] = []
-    writers = [threading.Thread(target=lambda: results.append(made(images)[1])) for _ in range(3)]
+    one = choice()  # made once: threads share torch's generator, which draws its weights
+
+    def write() -> None:
+        results.append(prepare_features(images, one, COMMAND, advance)[1])
+
+    writers = [threading.Thread(target=write) for _ in range(3)]
     for writer in writers:
         writer.start()
     for writer in writers:

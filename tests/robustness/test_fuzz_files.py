@@ -296,7 +296,7 @@ def test_names_from_a_file_reach_the_terminal_harmless(
     plugins = whole.meta["plugins"] | {"head": {"name": evil, "distribution": evil, "version": "1"}}
     path = tmp_path / "named.safetensors"
     path.write_bytes(checkpoint_bytes(whole.tensors, whole.meta | {"plugins": plugins}))
-    done = hidra("evaluate", path, "--ways=2", "--cache-dir", cache_dir)
+    done = hidra("evaluate", path, "--ways=2", "--queries=3", "--cache-dir", cache_dir)
     assert_told(done, 4)
     assert "\x07" not in done.err
     assert "\\x1b]0;title" in done.err

@@ -101,7 +101,7 @@ class MetaTrainer:
         self.start: StartRecord | None = None
         if learner is None:
             learner, self.start = _new_learner(settings, components, data)
-        check_learner(learner, components, data.image_shape, min(settings.tasks.ways))
+            check_learner(learner, components, data.image_shape, min(settings.tasks.ways))
         self.learner = learner.to(device)
         self.choice = _strategy(settings, data, self.learner, device)
         self.strategy = self.choice.strategy
