@@ -64,8 +64,8 @@ class Dataset(ABC):
         embedded: made by the program itself, needs neither source nor download; `meta-train`
             then prepares it without being asked.
         downloadable: can be had without a source.
-        source_is_identity: two sources are two datasets (one's own folders), so the source is
-            part of the name of the prepared file.
+        source_is_identity: two sources are two datasets, as folders of a user are. The source is
+            then part of the name of the prepared file.
 
     Attributes:
         image_shape: (C, H, W) of the prepared images; C is 1 (grey) or 3 (RGB).

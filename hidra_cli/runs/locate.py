@@ -28,9 +28,10 @@ def shipped_models() -> dict[str, Path]:
 
 
 def results_home(source: Path) -> Path:
-    """Where the results of a checkpoint go: its run, else its folder.
+    """Return where the results of a checkpoint go: its run, or else its folder.
 
-    Of a model that ships with hidra: the current folder, for it lies among the program's own files.
+    For a model that ships with hidra it is the current folder, because the model lies among the
+    program's own files.
     """
     if source.is_dir():
         return source
